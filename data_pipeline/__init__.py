@@ -1,0 +1,1 @@
+"""Text on disk -> records -> tokens -> rows. Knows neither trainer nor launch."""

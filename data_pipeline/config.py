@@ -1,0 +1,218 @@
+"""A YAML file and overrides become one frozen, typed tree, or one error that names every fault.
+
+Knows pydantic and ruamel only. What the keys mean is said by the classes that stand beside the components.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+Tree = dict[str, Any]
+Origins = dict[str, str]  # dotted path -> the file (or override) that set it
+
+
+class ConfigError(ValueError):
+    """Every fault of a config, one line each: `where: dotted.path: what is wrong; what to do`."""
+
+
+class Config(BaseModel):
+    """Parent of every config class: frozen, and a key that no field takes is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load(path: str | Path | None, overrides: Sequence[str], cls: type[ConfigT]) -> ConfigT:
+    """The config of type `cls` that the file at `path`, its parents and `key.sub=value` overrides describe.
+
+    `extends:` names one parent file or a list of them, relative to the file that says so; a later one wins
+    over an earlier one, the file itself over its parents, an override over all.
+
+    Raises:
+        ConfigError: every fault at once, by dotted path and by the file that holds it.
+    """
+    origins: Origins = {}
+    tree = _read_with_parents(Path(path), origins, chain=()) if path is not None else {}
+    for override in overrides:
+        _apply_override(tree, override, origins)
+    return validate(tree, cls, where=str(path) if path is not None else "command line", origins=origins)
+
+
+def validate(tree: Tree, cls: type[ConfigT], *, where: str, origins: Origins | None = None) -> ConfigT:
+    """`tree` as a `cls`; raises ConfigError with a line for each fault."""
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        lines = [_fault_line(fault, cls, where, origins or {}) for fault in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def to_tree(config: Config) -> Tree:
+    """The resolved tree of plain values, defaults included, as the YAML spells the keys."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved tree as YAML text; `load` of it gives an equal config."""
+    out = io.StringIO()
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    writer.allow_unicode = True
+    writer.width = 4096
+    writer.dump(to_tree(config), out)
+    return out.getvalue()
+
+
+def read_yaml(path: Path) -> Tree:
+    """The mapping in a YAML file; raises ConfigError where there is none, or where a key stands twice."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; give the path of a UTF-8 YAML file") from None
+    return _parse_mapping(text, where=str(path))
+
+
+def _parse_mapping(text: str, *, where: str) -> Tree:
+    try:
+        tree = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {_one_line(error)}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: the top level is a {type(tree).__name__}; it must be a mapping of keys")
+    return tree
+
+
+def _one_line(error: YAMLError) -> str:
+    # ruamel adds paragraphs about how to allow duplicate keys; the first lines hold the fault and its place.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("To suppress", "http", "Duplicate keys will"))]
+    return " ".join(kept[:6])
+
+
+def _read_with_parents(path: Path, origins: Origins, *, chain: tuple[Path, ...]) -> Tree:
+    resolved = path.resolve()
+    if resolved in chain:
+        loop = " -> ".join(str(link) for link in (*chain, resolved))
+        raise ConfigError(f"{path}: extends: the files extend each other in a circle: {loop}; break it")
+    tree = read_yaml(path)
+    parents = tree.pop("extends", [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{path}: extends: got {parents!r}; give one path or a list of paths")
+    merged: Tree = {}
+    for parent in parents:
+        below = _read_with_parents(path.parent / parent, origins, chain=(*chain, resolved))
+        merged = _merged(merged, below)
+    for dotted in _dotted_paths(tree):
+        origins[dotted] = str(path)
+    return _merged(merged, tree)
+
+
+def _merged(below: Tree, above: Tree) -> Tree:
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _dotted_paths(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        yield dotted
+        if isinstance(value, dict):
+            yield from _dotted_paths(value, f"{dotted}.")
+
+
+def _apply_override(tree: Tree, override: str, origins: Origins) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"override {override!r}: not of the form key.sub=value")
+    value = _parse_mapping(f"value: {text}" if text.strip() else "value:", where=f"override {override!r}")
+    node = tree
+    for key in keys[:-1]:
+        if not isinstance(node.get(key), dict):
+            node[key] = {}
+        node = node[key]
+    node[keys[-1]] = value.get("value")
+    origins[dotted.strip()] = "override"
+
+
+def _fault_line(fault: Any, cls: type[Config], where: str, origins: Origins) -> str:
+    path = [str(part) for part in fault["loc"]]
+    dotted = ".".join(path)
+    source = _origin_of(path, origins) or where
+    place = f"{source}: {dotted}" if dotted else source
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"{place}: unknown key{_did_you_mean(path, cls)}"
+        case "missing":
+            return f"{place}: missing; it has no default, so the config must set it"
+        case "value_error":
+            return f"{place}: {fault['ctx']['error']}"
+    return f"{place}: {fault['msg'].lower()}, got {fault['input']!r}"
+
+
+def _origin_of(path: Sequence[str], origins: Origins) -> str | None:
+    for length in range(len(path), 0, -1):
+        if (origin := origins.get(".".join(path[:length]))) is not None:
+            return origin
+    return None
+
+
+def _did_you_mean(path: Sequence[str], cls: type[Config]) -> str:
+    siblings = _keys_below(cls, path[:-1])
+    close = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    elsewhere = [known for known in _all_paths(cls) if known.rsplit(".", 1)[-1] == path[-1]]
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]!r}?"
+    return f"; the keys here are {', '.join(siblings)}" if siblings else ""
+
+
+def _keys_below(cls: type[Config], path: Sequence[str]) -> list[str]:
+    node: type[Config] | None = cls
+    for key in path:
+        if node is None:
+            return []
+        if not key.isdigit():
+            node = _config_class(_fields_by_key(node).get(key))
+    return list(_fields_by_key(node)) if node is not None else []
+
+
+def _fields_by_key(cls: type[Config]) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for name, field in cls.model_fields.items()}
+
+
+def _config_class(annotation: Any) -> type[Config] | None:
+    """The config class inside an annotation such as `Config | None`, `list[Config]` or `Annotated[...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return annotation
+    if get_origin(annotation) in (Union, UnionType, Annotated, list, tuple, dict):
+        for inner in get_args(annotation):
+            if (found := _config_class(inner)) is not None:
+                return found
+    return None
+
+
+def _all_paths(cls: type[Config], prefix: str = "") -> Iterator[str]:
+    for key, annotation in _fields_by_key(cls).items():
+        yield f"{prefix}{key}"
+        if (inner := _config_class(annotation)) is not None:
+            yield from _all_paths(inner, f"{prefix}{key}.")

@@ -1,0 +1,289 @@
+"""Files and archive members -> records, with an account of every one of them. The first half of a corpus build.
+
+An item is a plain file or an archive member; it is read, passed over or rejected. A JSON item is read whole or not at
+all; of a file of lines, what stands before a fault is kept.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, cast
+
+from data_pipeline.corpus import aihub, archive
+from data_pipeline.corpus.archive import ArchiveError, BoundedFile, ExpansionLimits, Member
+from data_pipeline.corpus.delimited import read_csv, read_tsv
+from data_pipeline.corpus.json_stream import JsonError, dumps
+from data_pipeline.corpus.jsonl import read_jsonl
+from data_pipeline.corpus.plain import read_text
+from data_pipeline.corpus.records import HELDOUT, Document, Record, Reject
+from data_pipeline.corpus.sources import (
+    InputConfig,
+    InputFile,
+    Kind,
+    is_heldout,
+    is_sample,
+    kind_of_name,
+    skip_reason,
+)
+from data_pipeline.corpus.text import normalise
+from data_pipeline.stage import StageError
+
+Reader = Callable[[BinaryIO, InputConfig], Iterator[Document | Reject]]
+
+_LINE_READERS: dict[Kind, Reader] = {"csv": read_csv, "tsv": read_tsv, "text": read_text}
+_BROKEN_STREAM = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+@dataclass
+class Tally:
+    """The account of what was read: plain counts that add up over tasks."""
+
+    items: Counter[str] = field(default_factory=Counter)  # found, read, passed_over, rejected
+    item_bytes: Counter[str] = field(default_factory=Counter)
+    records: Counter[str] = field(default_factory=Counter)  # found, kept, dropped, rejected
+    passed_over: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    packages: dict[str, Counter[str]] = field(default_factory=dict)  # by input index
+
+    def to_tree(self) -> dict[str, Any]:
+        plain = {name: dict(sorted(counts.items())) for name, counts in vars(self).items() if name != "packages"}
+        return plain | {"packages": {key: dict(sorted(self.packages[key].items())) for key in sorted(self.packages)}}
+
+    def add(self, tree: dict[str, Any]) -> None:
+        for name, counts in tree.items():
+            if name == "packages":
+                for key, package in counts.items():
+                    self.packages.setdefault(key, Counter()).update(package)
+            else:
+                getattr(self, name).update(counts)
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """A piece of a file: members of an archive, or bytes of a file of lines. A `stop` of -1 is the end."""
+
+    file: InputFile
+    start: int = 0
+    stop: int = -1
+
+
+@dataclass(frozen=True)
+class _Item:
+    """What stands between a file and a reader. AIHub tells by `path`, the context with the member, what is what."""
+
+    file: InputFile
+    member: str
+    num_bytes: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.file.name}!{self.member}" if self.member else self.file.name
+
+    @property
+    def path(self) -> str:
+        return f"{self.file.context}/{self.member}" if self.member else self.file.context
+
+
+class Reading:
+    """Reads the pieces of one task. `tally` grows with it; `on_reject` gets every reject, file and member named."""
+
+    def __init__(
+        self, inputs: Sequence[InputConfig], *, limits: ExpansionLimits, on_reject: Callable[[Reject], None]
+    ) -> None:
+        self.tally = Tally()
+        self._inputs = inputs
+        self._limits = limits
+        self._on_reject = on_reject
+
+    def records(self, piece: FileRange) -> Iterator[Record]:
+        """The records of one piece, texts normalised, empty ones dropped.
+
+        Raises:
+            StageError: the config's column mapping does not fit the file.
+        """
+        file = piece.file
+        if file.kind == "zip" and not file.skip_reason:
+            yield from self._archive_records(piece)
+            return
+        item = _Item(file, "", file.num_bytes)
+        if piece.start == 0:
+            self._count(item, "found")
+        if reason := file.skip_reason or self._aihub_skip_reason(item):
+            self._pass_over(item, reason)
+            return
+        kind = cast(Kind, file.kind)
+        with _open(file, self._limits) as stream:
+            yield from self._item_records(item, kind, stream, piece)
+
+    def _archive_records(self, piece: FileRange) -> Iterator[Record]:
+        file = piece.file
+        try:
+            if file.reject_error:
+                raise ArchiveError("missing_part", file.reject_error)
+            with archive.open_archive(file.paths) as opened:
+                found = archive.members(opened)
+                has_data = any(kind_of_name(member.name)[0] not in (None, "text", "zip") for member in found)
+                if not found:
+                    self._pass_over_empty(file)
+                for member in archive.iterate_range(found, piece.start, piece.stop):
+                    yield from self._member_records(file, opened, member, has_data=has_data)
+        except ArchiveError as error:
+            item = _Item(file, "", file.num_bytes)
+            self._count(item, "found")
+            self._reject_item(item, Reject(error.reason, str(error), offset=error.offset))
+
+    def _member_records(self, file: InputFile, opened: Any, member: Member, *, has_data: bool) -> Iterator[Record]:
+        item = _Item(file, member.name, member.info.file_size)
+        self._count(item, "found")
+        if reason := self._member_skip_reason(item, member, has_data=has_data):
+            self._pass_over(item, reason)
+            return
+        kind = self._kind_of_member(file, member)
+        try:
+            if kind is None:
+                message = "an archive inside an archive is not opened; unpack the outer one and give the folder"
+                raise ArchiveError("nested_archive", message, offset=member.info.header_offset)
+            with archive.open_member(opened, member, self._limits) as stream:
+                yield from self._item_records(item, kind, stream, FileRange(file))
+        except ArchiveError as error:
+            self._reject_item(item, Reject(error.reason, str(error), offset=error.offset))
+
+    def _kind_of_member(self, file: InputFile, member: Member) -> Kind | None:
+        kind, is_gzip = kind_of_name(member.name)
+        if kind == "zip" or is_gzip:
+            return None
+        wanted = self._inputs[file.input_index].format
+        return kind if wanted == "auto" else wanted
+
+    def _member_skip_reason(self, item: _Item, member: Member, *, has_data: bool) -> str:
+        if member.info.is_dir():
+            return "directory"
+        kind = self._kind_of_member(item.file, member) or kind_of_name(member.name)[0]
+        is_auto = self._inputs[item.file.input_index].format == "auto"
+        reason = skip_reason(member.name, kind)
+        reason = "" if reason == "no_reader" and member.name.lower().endswith(".gz") else reason
+        reason = reason or self._aihub_skip_reason(item) or ("empty_member" if item.num_bytes == 0 else "")
+        return reason or ("text_beside_data" if is_auto and kind == "text" and has_data else "")
+
+    def _aihub_skip_reason(self, item: _Item) -> str:
+        return aihub.skip_reason(item.path) if self._inputs[item.file.input_index].format == "auto" else ""
+
+    def _item_records(self, item: _Item, kind: Kind, stream: BinaryIO, piece: FileRange) -> Iterator[Record]:
+        options = self._inputs[item.file.input_index]
+        if kind == "tsv" and options.format == "auto" and aihub.is_source_tsv(stream):
+            self._pass_over(item, "source_tsv")
+            return
+        try:
+            for found in _documents(kind, stream, options, piece=piece, num_bytes=item.num_bytes):
+                yield from self._take(found, item, options)
+        except (JsonError, aihub.UnknownSchemaError) as error:
+            reason = "invalid_json" if isinstance(error, JsonError) else "unknown_schema"
+            self._reject_item(item, Reject(reason, str(error), offset=getattr(error, "offset", None)))
+            return
+        except ArchiveError as error:
+            self._reject_item(item, Reject(error.reason, str(error), offset=stream.tell()))
+            return
+        except _BROKEN_STREAM as error:
+            message = f"{type(error).__name__}: {error}; download the file again"
+            self._reject_item(item, Reject("broken_stream", message, offset=stream.tell()))
+            return
+        except StageError as error:
+            raise StageError(f"inputs.{item.file.input_index}: {item.place}: {error}") from None
+        if piece.start == 0:
+            self._count(item, "read")
+            self._note(item, "label", item.num_bytes if kind == "json" else None)
+
+    def _take(self, found: Document | Reject, item: _Item, options: InputConfig) -> Iterator[Record]:
+        self.tally.records["found"] += 1
+        if isinstance(found, Reject):
+            self.tally.records["rejected"] += 1
+            self._reject(item, found)
+            return
+        text, changes = normalise(found.text)
+        self.tally.changed.update(changes)
+        if found.source:
+            self._note(item, "text", len(text.encode()))
+        if not text.strip():
+            self.tally.records["dropped"] += 1
+            self.tally.dropped["empty"] += 1
+            return
+        yield _record(found, text, item, options)
+
+    def _count(self, item: _Item, status: str) -> None:
+        self.tally.items[status] += 1
+        self.tally.item_bytes[status] += item.num_bytes
+
+    def _pass_over_empty(self, file: InputFile) -> None:
+        item = _Item(file, "", file.num_bytes)
+        self._count(item, "found")
+        self._pass_over(item, "empty_archive")
+
+    def _pass_over(self, item: _Item, reason: str) -> None:
+        self._count(item, "passed_over")
+        self.tally.passed_over[reason] += 1
+        if reason in ("info_file", "source_tsv"):
+            self._note(item, reason, item.num_bytes)
+
+    def _reject_item(self, item: _Item, reject: Reject) -> None:
+        self._count(item, "rejected")
+        self._note(item, "label", item.num_bytes if item.path.endswith(".json") else None)
+        self._reject(item, reject)
+
+    def _reject(self, item: _Item, reject: Reject) -> None:
+        self.tally.rejected[reject.reason] += 1
+        self._on_reject(replace(reject, file=item.file.name, member=item.member))
+
+    def _note(self, item: _Item, what: str, num_bytes: int | None) -> None:
+        """Add to what an input showed of AIHub, the evidence for `packages.py`."""
+        if num_bytes is None:
+            return
+        package = self.tally.packages.setdefault(str(item.file.input_index), Counter())
+        for name in (what, f"sample_{what}") if is_sample(item.path) else (what,):
+            package[f"num_{name}"] += 1
+            package[f"{name}_bytes"] += num_bytes
+
+
+def _open(file: InputFile, limits: ExpansionLimits) -> BinaryIO:
+    if not file.is_gzip:
+        return file.paths[0].open("rb")
+    bounded = BoundedFile(gzip.GzipFile(file.paths[0], "rb"), compressed_bytes=file.num_bytes, limits=limits)
+    return io.BufferedReader(bounded, buffer_size=1 << 20)
+
+
+def _documents(
+    kind: Kind, stream: BinaryIO, options: InputConfig, *, piece: FileRange, num_bytes: int
+) -> Iterator[Document | Reject]:
+    if kind == "jsonl":
+        return read_jsonl(stream, options, start=piece.start, stop=None if piece.stop < 0 else piece.stop)
+    if kind == "json":
+        return _whole_or_nothing(stream, options, num_bytes=num_bytes)
+    return _LINE_READERS[kind](stream, options)
+
+
+def _whole_or_nothing(stream: BinaryIO, options: InputConfig, *, num_bytes: int) -> Iterator[Document | Reject]:
+    """A JSON file's documents, the first of them only after the last byte was found sound."""
+    if num_bytes <= archive.IN_MEMORY_BYTES:
+        yield from list(aihub.read_aihub(stream, options))
+        return
+    for _ in aihub.read_aihub(stream, options):
+        continue
+    stream.seek(0)
+    yield from aihub.read_aihub(stream, options)
+
+
+def _record(found: Document, text: str, item: _Item, options: InputConfig) -> Record:
+    metadata = found.metadata | ({"member": item.member} if item.member else {})
+    return Record(
+        id=normalise(f"{item.place}#{found.key}")[0],
+        text=text,
+        source=options.source or found.source or item.file.source,
+        metadata=dumps(metadata),
+        split_hint=HELDOUT if options.validation_is_heldout and is_heldout(item.path) else "",
+    )

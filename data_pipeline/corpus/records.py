@@ -1,0 +1,142 @@
+"""What a reader yields, and the Parquet files that hold it. Knows no input format.
+
+A corpus holds one kind of record; `SCHEMAS` names the columns of each kind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.disk import DurableFile
+from data_pipeline.stage import read_manifest
+
+HELDOUT = "heldout"
+ROW_GROUP_ROWS = 16_384
+ROW_GROUP_TEXT_BYTES = 16 << 20  # a row group is what a reader and a writer hold in memory
+READ_BATCH_ROWS = 4_096
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "document": pa.schema(
+        [
+            ("id", pa.string()),
+            ("text", pa.string()),
+            ("source", pa.string()),
+            ("metadata", pa.string()),
+            ("split_hint", pa.string()),
+        ]
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text as its reader found it.
+
+    `key` is unique inside the file or archive member: an id of the data's own, or the position. `position` is a byte
+    offset or an ordinal, whichever the format has.
+    """
+
+    key: str
+    text: str
+    position: int
+    source: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Input that could not be read: why (`reason`, counted) and what was wrong (`error`, for a person)."""
+
+    reason: str
+    error: str
+    offset: int | None = None
+    file: str = ""
+    member: str = ""
+
+    def to_json(self) -> str:
+        tree = {key: getattr(self, key) for key in ("file", "member", "offset", "reason", "error")}
+        return json.dumps(tree, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a corpus of documents."""
+
+    id: str
+    text: str
+    source: str
+    metadata: str
+    split_hint: str
+
+
+class RecordWriter:
+    """Parquet writer that holds at most one row group; equal rows in equal calls give equal bytes."""
+
+    def __init__(self, sink: DurableFile, *, compression: str = "zstd", kind: str = "document") -> None:
+        self._schema = SCHEMAS[kind]
+        self._writer = pq.ParquetWriter(sink, self._schema, compression=compression)
+        self._rows: list[Record] = []
+        self._row_text_chars = 0
+        self._batches: list[pa.RecordBatch] = []
+
+    def write(self, record: Record) -> None:
+        self._rows.append(record)
+        self._row_text_chars += len(record.text)
+        # Hangul is 3 bytes in UTF-8: an upper bound that costs nothing.
+        if len(self._rows) >= READ_BATCH_ROWS or self._row_text_chars * 3 >= ROW_GROUP_TEXT_BYTES:
+            self._flush_rows()
+
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        """Take rows that are columns already, behind all that were written."""
+        self._flush_rows()
+        num_rows = batch.num_rows + sum(held.num_rows for held in self._batches)
+        num_bytes = batch.nbytes + sum(held.nbytes for held in self._batches)
+        if num_rows > ROW_GROUP_ROWS or num_bytes > ROW_GROUP_TEXT_BYTES:
+            self._flush_batches()
+        self._batches.append(batch)
+
+    def close(self) -> None:
+        self._flush_rows()
+        self._flush_batches()
+        self._writer.close()
+
+    def _flush_rows(self) -> None:
+        if not self._rows:
+            return
+        columns = [[getattr(row, name) for row in self._rows] for name in self._schema.names]
+        self._rows, self._row_text_chars = [], 0
+        arrays = [pa.array(column, type=kind) for column, kind in zip(columns, self._schema.types, strict=True)]
+        self.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+
+    def _flush_batches(self) -> None:
+        if self._batches:
+            table = pa.Table.from_batches(self._batches, schema=self._schema)
+            self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+        self._batches = []
+
+
+def corpus_files(folder: Path) -> list[Path]:
+    """The Parquet files of a finished corpus, in corpus order; raises StageError on an unfinished one."""
+    manifest = read_manifest(folder, kind="corpus")
+    return [folder / entry["name"] for entry in manifest["files"]]
+
+
+def iterate_documents(folder: Path, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Batches of a finished corpus in corpus order, all columns or only `columns`; holds one row group at a time."""
+    for path in corpus_files(folder):
+        yield from iterate_rows(path, columns=columns)
+
+
+def iterate_rows(path: Path, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Batches of one Parquet file."""
+    with pq.ParquetFile(path, memory_map=True) as file:
+        yield from file.iter_batches(
+            batch_size=READ_BATCH_ROWS, columns=list(columns) if columns else None, use_threads=False
+        )

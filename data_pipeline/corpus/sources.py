@@ -1,0 +1,244 @@
+"""What the inputs of a corpus are: which files they hold, under which stable names, and who reads each.
+
+Names are relative to what the user gave, so that ids and hashes do not depend on the machine. No file is opened here
+beyond its directory entry.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from data_pipeline.config import Config
+from data_pipeline.stage import StageError
+
+Kind = Literal["zip", "json", "jsonl", "csv", "tsv", "text"]
+
+_KIND_BY_SUFFIX: dict[str, Kind] = {
+    ".zip": "zip",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "text",
+    ".md": "text",
+}
+_PART = re.compile(r"(.+\.zip)\.part(\d+)", re.IGNORECASE)
+_SYSTEM_FILE = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$|desktop\.ini$)", re.IGNORECASE)
+_SPLIT_VOLUME = re.compile(r"\.z\d\d$", re.IGNORECASE)
+# A folder of AIHub's trees. A user's own folder above them (`validation_runs/`) must not decide a split.
+_AIHUB_FOLDER = re.compile(
+    r"[\d.\-_ ]*(training|validation|sample|정식개방데이터|개방데이터|라벨링데이터|원천데이터|데이터)([_ ]\d.*)?",
+    re.IGNORECASE,
+)
+_HELDOUT = re.compile(r"validation", re.IGNORECASE)
+_SAMPLE = re.compile(r"(^|[/\d._ ])sample|샘플", re.IGNORECASE)
+
+
+class InputConfig(Config):
+    """One file or folder to read, and how."""
+
+    path: Path
+    source: str = Field(default="", description="`source` of its records; '' = the AIHub corpus, or the input's name")
+    format: Literal["auto", "json", "jsonl", "csv", "tsv", "text"] = "auto"
+    text_column: str = "text"
+    id_column: str = Field(default="", description="'' = a row's own `id` where it has one, else its position")
+    metadata_columns: tuple[str, ...] = ()
+    encoding: Literal["auto", "utf-8", "cp949"] = Field(
+        default="auto", description="auto = UTF-8, else CP949, by a sample"
+    )
+    text_unit: Literal["file", "paragraph"] = Field(
+        default="file", description="of text files: paragraph = between blank lines"
+    )
+    validation_is_heldout: bool = Field(default=True, description="AIHub's Validation is never trained on")
+    aihub_unit: Literal["author", "member", "paragraph"] = Field(
+        default="author", description="of AIHub books: author = consecutive paragraphs of one author, which is one book"
+    )
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file (or the parts of one) to read or to pass over.
+
+    `name` is unique in the corpus. `context` is the same with the AIHub folders above it, which say what a file is.
+    `source` is that of records whose config and schema name none: the input's own name. None of these depends on where
+    the data lies on this machine.
+    """
+
+    input_index: int
+    name: str
+    context: str
+    paths: tuple[Path, ...]
+    source: str
+    num_bytes: int
+    mtime_ns: int
+    kind: Kind | None
+    is_gzip: bool = False
+    skip_reason: str = ""
+    reject_error: str = ""
+
+    @property
+    def identity(self) -> list[str | int]:
+        return [self.name, self.context, self.num_bytes, self.mtime_ns]
+
+
+def find_files(inputs: Sequence[InputConfig]) -> list[InputFile]:
+    """Every file of the inputs, in the order of inputs and then of names; none is left out.
+
+    Raises:
+        StageError: a path that does not exist, or one that is given twice.
+    """
+    for index, options in enumerate(inputs):
+        if not options.path.exists():
+            raise StageError(f"inputs.{index}.path: {options.path} does not exist; give a file or a folder")
+    labels = _unique_labels([options.path for options in inputs])
+    files: list[InputFile] = []
+    for index, (options, label) in enumerate(zip(inputs, labels, strict=True)):
+        found = [options.path] if options.path.is_file() else _files_below(options.path)
+        named = [_input_file(index, path, label, options) for path in found]
+        files += _pass_over_notes(_join_parts(sorted(named, key=lambda file: file.name)), options)
+    return files
+
+
+def kind_of_name(name: str) -> tuple[Kind | None, bool]:
+    """The format that a file's name promises, and whether it is gzipped."""
+    suffixes = Path(name.lower()).suffixes
+    is_gzip = bool(suffixes) and suffixes[-1] == ".gz"
+    last = suffixes[-2] if is_gzip and len(suffixes) > 1 else suffixes[-1] if suffixes else ""
+    kind = _KIND_BY_SUFFIX.get(last)
+    return (None, is_gzip) if kind == "zip" and is_gzip else (kind, is_gzip)
+
+
+def skip_reason(name: str, kind: Kind | None) -> str:
+    """Why a file or member of this name is passed over; "" where it is to be read."""
+    if _SYSTEM_FILE.search(name):
+        return "system_file"
+    if _SPLIT_VOLUME.search(name):
+        return "split_volume"
+    return "" if kind else "no_reader"
+
+
+def is_heldout(path: str) -> bool:
+    """Whether AIHub's own split puts this path (a context, with the member) into Validation, at any depth."""
+    return bool(_HELDOUT.search(path))
+
+
+def is_sample(path: str) -> bool:
+    """Whether the path lies in AIHub's sample (4.Sample, 샘플), which repeats a little of the data."""
+    return bool(_SAMPLE.search(path))
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _unique_labels(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the given paths that tell them apart: two `TL1.zip` become `1.Training/TL1.zip`, …"""
+    resolved = [path.resolve() for path in paths]
+    for path in resolved:
+        if resolved.count(path) > 1:
+            raise StageError(f"inputs: {path} is given twice; name it once")
+    labels = []
+    for path in resolved:
+        depth = 1
+        while sum(other.parts[-depth:] == path.parts[-depth:] for other in resolved) > 1:
+            depth += 1
+        labels.append(_nfc("/".join(path.parts[-depth:])))
+    return labels
+
+
+def _input_file(index: int, path: Path, label: str, options: InputConfig) -> InputFile:
+    inside = "" if path == options.path else f"/{path.relative_to(options.path).as_posix()}"
+    name = label + _nfc(inside)
+    kind, is_gzip = kind_of_name(name)
+    if options.format != "auto" and kind != "zip" and not _PART.fullmatch(name):
+        kind = options.format
+    stat = path.stat()
+    reason = skip_reason(name, kind)
+    context = (_context(options.path) + _nfc(inside)).lstrip("/")
+    return InputFile(
+        index,
+        name,
+        context,
+        (path,),
+        _source(options.path),
+        stat.st_size,
+        stat.st_mtime_ns,
+        kind,
+        is_gzip,
+        skip_reason=reason,
+    )
+
+
+def _source(path: Path) -> str:
+    name = _nfc(path.resolve().name)
+    return name if path.is_dir() else name.partition(".")[0]
+
+
+def _context(path: Path) -> str:
+    parts = path.resolve().parts
+    own_name = len(parts) if path.is_dir() else len(parts) - 1  # the name of a user's folder tells nothing
+    first = next((at for at, part in enumerate(parts) if _AIHUB_FOLDER.fullmatch(_nfc(part))), own_name)
+    return _nfc("/".join(parts[first:]))
+
+
+def _join_parts(files: Iterable[InputFile]) -> list[InputFile]:
+    """Replace `X.zip.part0`, `X.zip.part1048576`, … by one `X.zip`: aihubshell's leavings, numbered by byte offset."""
+    whole = {file.name: file for file in files}
+    parts: dict[str, list[tuple[int, InputFile]]] = {}
+    for file in list(whole.values()):
+        if match := _PART.fullmatch(file.name):
+            parts.setdefault(match[1], []).append((int(match[2]), file))
+    for name, pieces in parts.items():
+        for _, piece in pieces:
+            del whole[piece.name]
+        if name in whole:
+            for _, piece in pieces:
+                whole[piece.name] = replace(piece, skip_reason="part_of_joined_archive")
+        else:
+            whole[name] = _joined(name, sorted(pieces, key=lambda pair: pair[0]))
+    return [whole[name] for name in sorted(whole)]
+
+
+def _joined(name: str, pieces: list[tuple[int, InputFile]]) -> InputFile:
+    expected, error = 0, ""
+    for offset, piece in pieces:
+        if offset != expected and not error:
+            error = (
+                f"the part at byte {offset:,} follows {expected:,} bytes: a part is missing or not whole "
+                "(다운로드가 끝나지 않음); download it again"
+            )
+        expected = offset + piece.num_bytes
+    first = pieces[0][1]
+    paths = tuple(path for _, piece in pieces for path in piece.paths)
+    total = sum(piece.num_bytes for _, piece in pieces)
+    newest = max(piece.mtime_ns for _, piece in pieces)
+    context = _PART.sub(r"\1", first.context)
+    return InputFile(first.input_index, name, context, paths, first.source, total, newest, "zip", reject_error=error)
+
+
+def _pass_over_notes(files: list[InputFile], options: InputConfig) -> list[InputFile]:
+    """Text files beside data files (README.txt, SOURCE.txt, LICENSE.md) tell about the data: not part of it."""
+    if options.format != "auto":
+        return files
+    data_folders = {_folder(file.name) for file in files if file.kind not in (None, "text")}
+
+    def is_note(file: InputFile) -> bool:
+        return file.kind == "text" and not file.skip_reason and _folder(file.name) in data_folders
+
+    return [replace(file, skip_reason="text_beside_data") if is_note(file) else file for file in files]
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

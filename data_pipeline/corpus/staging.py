@@ -1,0 +1,164 @@
+"""The three kinds of task of a corpus build, each on files of the staging folder: read, repeats, write.
+
+A task's `.json` is written last and marks it done; a task that has one does nothing. The staging folder is named by
+the hash of all inputs, so what lies there belongs to equal inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_pipeline import disk
+from data_pipeline.corpus import duplicates
+from data_pipeline.corpus.archive import ExpansionLimits
+from data_pipeline.corpus.duplicates import Digests
+from data_pipeline.corpus.read import FileRange, Reading
+from data_pipeline.corpus.records import RecordWriter, Reject, iterate_rows
+from data_pipeline.corpus.sources import InputConfig
+
+TEXT, ID = "text", "id"  # what is compared: equal texts are dropped, equal ids are told apart
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Names of the files that tasks hand to each other."""
+
+    folder: Path
+    output: Path
+
+    def rows(self, part: int) -> Path:
+        return self.folder / f"read-{part:05d}.parquet"
+
+    def digests(self, part: int, what: str) -> Path:
+        return self.folder / f"read-{part:05d}.{what}.npy"
+
+    def repeats(self, bucket: int, what: str) -> Path:
+        return self.folder / f"repeats-{bucket:05d}.{what}.npy"
+
+    def marker(self, kind: str, number: int) -> Path:
+        return self.folder / f"{kind}-{number:05d}.json"
+
+    def result(self, kind: str, number: int) -> dict[str, Any]:
+        tree: dict[str, Any] = json.loads(self.marker(kind, number).read_text(encoding="utf-8"))
+        return tree
+
+
+def read_part(
+    staging: Staging, part: int, pieces: Iterable[FileRange], inputs: Sequence[InputConfig], *, limits: ExpansionLimits
+) -> None:
+    """Read `pieces` into rows, their digests and rejects; the tally is the marker."""
+    texts, ids = Digests(), Digests()
+    with _Rejects(staging.output / "rejects" / f"part-{part:05d}.jsonl") as rejects:
+        reading = Reading(inputs, limits=limits, on_reject=rejects.add)
+        with (
+            disk.durable_file(staging.rows(part)) as file,
+            contextlib.closing(RecordWriter(file, compression="lz4")) as writer,
+        ):
+            for piece in pieces:
+                for record in reading.records(piece):
+                    writer.write(record)
+                    texts.add(record.text)
+                    ids.add(record.id)
+    texts.save(staging.digests(part, TEXT))
+    ids.save(staging.digests(part, ID))
+    disk.write_json(staging.marker("read", part), {"tally": reading.tally.to_tree(), "rejects": rejects.entry()})
+
+
+def find_repeats(staging: Staging, bucket: int, *, num_parts: int, num_buckets: int) -> None:
+    """Name every row of a range of digests whose text, or id, an earlier row has."""
+    for what in (TEXT, ID):
+        parts = [staging.digests(part, what) for part in range(num_parts)]
+        places = duplicates.find_repeats(parts, bucket=bucket, num_buckets=num_buckets)
+        duplicates.save_places(staging.repeats(bucket, what), places)
+    disk.write_json(staging.marker("repeats", bucket), {})
+
+
+def write_part(staging: Staging, part: int, *, num_buckets: int) -> None:
+    """Write a part of the corpus without repeated texts; a part without rows leaves no file."""
+    counts: Counter[str] = Counter()
+    sources: dict[str, Counter[str]] = {}
+    path = staging.output / "data" / f"part-{part:05d}.parquet"
+    with disk.durable_file(path) as file, contextlib.closing(RecordWriter(file)) as writer:
+        for batch in _without_repeats(staging, part, num_buckets, counts):
+            writer.write_batch(batch)
+            _count_rows(batch, counts, sources)
+    entry = asdict(file.record(f"data/{path.name}")) if counts["num_records"] else None
+    if entry is None:
+        path.unlink()
+    disk.write_json(staging.marker("write", part), {"file": entry, "counts": counts, "sources": sources})
+
+
+def _without_repeats(staging: Staging, part: int, num_buckets: int, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
+    same_text, same_id = (
+        duplicates.rows_of_part([staging.repeats(bucket, what) for bucket in range(num_buckets)], part)
+        for what in (TEXT, ID)
+    )
+    start = 0
+    for batch in iterate_rows(staging.rows(part)):
+        rows = np.arange(start, start + batch.num_rows)
+        start += batch.num_rows
+        is_kept = np.isin(rows, same_text, invert=True)
+        is_renamed = np.isin(rows, same_id) & is_kept
+        counts["duplicate"] += int((~is_kept).sum())
+        counts["repeated_id"] += int(is_renamed.sum())
+        if is_renamed.any():
+            batch = _with_new_ids(batch, part, rows, is_renamed)
+        yield batch.filter(pa.array(is_kept))
+
+
+def _with_new_ids(batch: pa.RecordBatch, part: int, rows: np.ndarray, is_renamed: np.ndarray) -> pa.RecordBatch:
+    """The same id twice is the data's fault; part and row, which inputs alone decide, tell them apart."""
+    ids = [
+        f"{name}~{part}.{row}" if renamed else name
+        for name, row, renamed in zip(batch["id"].to_pylist(), rows.tolist(), is_renamed.tolist(), strict=True)
+    ]
+    return batch.set_column(batch.schema.get_field_index("id"), batch.schema.field("id"), pa.array(ids))
+
+
+def _count_rows(batch: pa.RecordBatch, counts: Counter[str], sources: dict[str, Counter[str]]) -> None:
+    num_bytes = pc.binary_length(batch["text"])
+    table = pa.table({"source": batch["source"], "num_bytes": pc.cast(num_bytes, pa.int64())})
+    for row in (
+        table.group_by("source", use_threads=False).aggregate([("num_bytes", "sum"), ([], "count_all")]).to_pylist()
+    ):
+        for counter in (counts, sources.setdefault(row["source"], Counter())):
+            counter["num_records"] += row["count_all"]
+            counter["num_text_bytes"] += row["num_bytes_sum"]
+
+
+class _Rejects:
+    """A file of rejects, one JSON line each, that exists only if there are any."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack = contextlib.ExitStack()
+        self._file: disk.DurableFile | None = None
+        self._num_records = 0
+
+    def __enter__(self) -> _Rejects:
+        return self
+
+    def __exit__(self, *fault: Any) -> None:
+        self._stack.__exit__(*fault)
+
+    def add(self, reject: Reject) -> None:
+        if self._file is None:
+            self._path.parent.mkdir(exist_ok=True)
+            self._file = self._stack.enter_context(disk.durable_file(self._path))
+        self._file.write(reject.to_json().encode() + b"\n")
+        self._num_records += 1
+
+    def entry(self) -> dict[str, Any] | None:
+        if self._file is None:
+            return None
+        return asdict(self._file.record(f"rejects/{self._path.name}")) | {"num_records": self._num_records}

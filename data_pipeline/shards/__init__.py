@@ -1,0 +1,1 @@
+"""Records -> ids -> Arrow shards, with a manifest written last."""

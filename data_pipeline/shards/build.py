@@ -1,0 +1,242 @@
+"""`dure shards build`: corpus records -> ids + EOS -> Arrow shards of train and heldout.
+
+One task a Parquet part of the corpus; each commits its own shards and then a record of them under `.tasks/`, so that a
+killed task leaves nothing that counts. The result depends on corpus, tokenizer and config alone: not on the number
+of workers, on where folders lie, or on what was killed before.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from data_pipeline import disk
+from data_pipeline.config import Config, to_tree
+from data_pipeline.corpus.records import HELDOUT
+from data_pipeline.shards.format import FORMAT_VERSION, KIND, SPLITS, Split, read_shards_manifest, token_dtype
+from data_pipeline.shards.part import COUNTS, is_heldout, write_part
+from data_pipeline.stage import MANIFEST_NAME, Manifest, StageError, Task, fingerprint, read_manifest, write_manifest
+from data_pipeline.tokenizer.fingerprint import tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from data_pipeline.tokenizer.encode import Encoder
+
+TASKS_FOLDER = ".tasks"
+
+
+class ShardsConfig(Config):
+    """What `dure shards build` reads, where it writes, and how it splits."""
+
+    corpus: Path
+    tokenizer: Path
+    output: Path
+    heldout_fraction: float = Field(default=0.01, ge=0, lt=1)  # by a hash of the record id
+    use_split_hint: bool = True  # records that their source calls held out (AIHub's Validation) go to heldout
+    max_shard_bytes: int = Field(default=256_000_000, ge=16_384)
+    max_unk_rate: float = Field(default=0.01, ge=0, le=1)  # of all tokens without EOS
+
+
+@dataclass(frozen=True)
+class ShardsBuild:
+    """The stage. A finished folder of other inputs is refused, never overwritten."""
+
+    config: ShardsConfig
+
+    @property
+    def output(self) -> Path:
+        return self.config.output
+
+    def is_done(self) -> bool:
+        """Whether the folder holds the shards of these inputs; raises StageError if it holds those of others."""
+        if not (self.output / MANIFEST_NAME).is_file():
+            return False
+        manifest = read_shards_manifest(self.output)
+        ours, theirs = self._inputs(), manifest["inputs"]
+        if theirs["tokenizer_fingerprint"] != ours["tokenizer_fingerprint"]:
+            raise StageError(
+                f"{self.output}: holds shards of tokenizer {theirs['tokenizer_fingerprint'][:16]}…, but "
+                f"{self.config.tokenizer} is {ours['tokenizer_fingerprint'][:16]}… (다른 토크나이저); "
+                "give another output folder, or remove this one"
+            )
+        differing = [f"{key} {theirs.get(key)!r}, now {ours[key]!r}" for key in ours if theirs.get(key) != ours[key]]
+        if differing:
+            raise StageError(
+                f"{self.output}: holds shards of other inputs: {'; '.join(differing)}; "
+                "give another output folder, or remove this one"
+            )
+        return True
+
+    def plan(self) -> list[Task]:
+        """One task a part of the corpus, in corpus order."""
+        self.is_done()
+        corpus = self._corpus()
+        inputs = self._inputs()
+        task_inputs = fingerprint({key: value for key, value in inputs.items() if key != "max_unk_rate"})
+        return [
+            Task(
+                name=f"part-{number:05d}",
+                wave=0,
+                spec={
+                    "file": entry["name"],
+                    "inputs_sha256": task_inputs,
+                    "tokenizer_fingerprint": inputs["tokenizer_fingerprint"],
+                },
+                num_bytes=entry["num_bytes"],
+            )
+            for number, entry in enumerate(corpus["files"])
+        ]
+
+    def run(self, task: Task) -> None:
+        """Encode one part and commit its shards; does nothing if they stand there already."""
+        if self.is_done() or self._committed(task) is not None:
+            return
+        encoder = _encoder(self.config.tokenizer)
+        if encoder.fingerprint != task.spec["tokenizer_fingerprint"]:
+            raise StageError(
+                f"{self.config.tokenizer}: the tokenizer is {encoder.fingerprint[:16]}…, but the build was planned "
+                f"with {task.spec['tokenizer_fingerprint'][:16]}…; it was changed meanwhile: start the build again"
+            )
+        part = write_part(
+            self.config.corpus / task.spec["file"],
+            encoder=encoder,
+            output=self.output,
+            name=task.name,
+            max_shard_bytes=self.config.max_shard_bytes,
+            is_heldout=self._is_heldout,
+        )
+        record = {
+            "inputs_sha256": task.spec["inputs_sha256"],
+            "tokenizer": {
+                "vocab_size": encoder.vocab_size,
+                "eos_id": encoder.eos_id,
+                "pad_id": encoder.pad_id,
+                "unk_id": encoder.unk_id,
+            },
+            "files": part.files,
+            "counts": part.counts,
+        }
+        folder = self.output / TASKS_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        disk.write_json(folder / f"{task.name}.json", record)
+
+    def finish(self) -> Manifest:
+        """Refuse what could not be trained on, then commit the manifest."""
+        if self.is_done():
+            return read_shards_manifest(self.output)
+        records = self._records()
+        splits = {
+            split: {key: sum(record["counts"][split][key] for record in records) for key in COUNTS} for split in SPLITS
+        }
+        self._check_counts(splits)
+        files = [
+            entry for split in SPLITS for record in records for entry in record["files"] if entry["split"] == split
+        ]
+        self._remove_strays({entry["name"] for entry in files})
+        inputs = self._inputs()
+        tokenizer = records[0]["tokenizer"]
+        manifest = write_manifest(
+            self.output,
+            {
+                "kind": KIND,
+                "format_version": FORMAT_VERSION,
+                "record": "document",
+                "tokenizer_fingerprint": inputs["tokenizer_fingerprint"],
+                "tokenizer": tokenizer,
+                "dtype": token_dtype(tokenizer["vocab_size"]).name,
+                "corpus_manifest_sha256": inputs["corpus_manifest_sha256"],
+                "splits": splits,
+                "files": files,
+                "inputs": inputs,
+                "inputs_sha256": fingerprint(inputs),
+            },
+        )
+        disk.remove_tree(self.output / TASKS_FOLDER)
+        return manifest
+
+    def _corpus(self) -> Manifest:
+        corpus = read_manifest(self.config.corpus, kind="corpus")
+        if corpus["record"] != "document":
+            raise StageError(
+                f"{self.config.corpus}: holds {corpus['record']!r} records, but shards are made of 'document' records; "
+                "give a corpus of documents"
+            )
+        if corpus["num_records"] == 0:
+            raise StageError(
+                f"{self.config.corpus}: the corpus holds 0 documents (빈 말뭉치), so there is nothing to encode; "
+                "its manifest.json counts what `dure corpus build` dropped and rejected, and why"
+            )
+        return corpus
+
+    def _inputs(self) -> dict[str, Any]:
+        """All that decides the shards; no paths, so that equal shards have equal manifests wherever they lie."""
+        tree = to_tree(self.config)
+        return {
+            "format_version": FORMAT_VERSION,
+            "corpus_manifest_sha256": self._corpus()["manifest_sha256"],
+            "tokenizer_fingerprint": tokenizer_fingerprint(self.config.tokenizer),
+        } | {key: value for key, value in tree.items() if key not in ("corpus", "tokenizer", "output")}
+
+    def _is_heldout(self, record_id: str, split_hint: str) -> bool:
+        hinted = self.config.use_split_hint and split_hint == HELDOUT
+        return hinted or is_heldout(record_id, self.config.heldout_fraction)
+
+    def _committed(self, task: Task) -> dict[str, Any] | None:
+        """The record of a task that is done for these inputs, its shards in place; else None."""
+        path = self.output / TASKS_FOLDER / f"{task.name}.json"
+        if not path.is_file():
+            return None
+        record: dict[str, Any] = json.loads(path.read_text())
+        if record["inputs_sha256"] != task.spec["inputs_sha256"]:
+            return None
+        for entry in record["files"]:
+            shard = self.output / entry["name"]
+            if not shard.is_file() or shard.stat().st_size != entry["num_bytes"]:
+                return None
+        return record
+
+    def _records(self) -> list[dict[str, Any]]:
+        tasks = self.plan()
+        records = [self._committed(task) for task in tasks]
+        missing = [task.name for task, record in zip(tasks, records, strict=True) if record is None]
+        if missing:
+            raise StageError(
+                f"{self.output}: {len(missing)} of {len(tasks)} tasks are not done, the first is {missing[0]}; "
+                "start the build again, it goes on where it stopped"
+            )
+        return [record for record in records if record is not None]
+
+    def _check_counts(self, splits: dict[Split, dict[str, int]]) -> None:
+        train, limit = splits["train"], self.config.max_unk_rate
+        if train["num_tokens"] == train["num_documents"]:
+            raise StageError(
+                f"{self.output}: the {train['num_documents']:,} documents of train encode to no token beside EOS "
+                f"({splits['heldout']['num_documents']:,} documents are held out); lower heldout_fraction, "
+                "or look at the tokenizer with `dure tokenizer audit`"
+            )
+        num_unk = sum(counts["num_unk"] for counts in splits.values())
+        num_ids = sum(counts["num_tokens"] - counts["num_documents"] for counts in splits.values())
+        if num_unk > limit * num_ids:
+            raise StageError(
+                f"{self.output}: {num_unk:,} of {num_ids:,} tokens are unknown to the tokenizer "
+                f"({num_unk / num_ids:.3%}), max_unk_rate is {limit:.3%}; use a byte-level tokenizer or one with a "
+                "larger alphabet, or raise max_unk_rate"
+            )
+
+    def _remove_strays(self, names: set[str]) -> None:
+        """Remove what killed or other builds left beside the shards."""
+        for split in SPLITS:
+            for path in (self.output / split).glob("part-*"):
+                if path.relative_to(self.output).as_posix() not in names:
+                    path.unlink()
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(folder: Path) -> Encoder:
+    from data_pipeline.tokenizer.encode import Encoder
+
+    return Encoder(folder)

@@ -1,0 +1,130 @@
+"""One Parquet part of a corpus -> its shards of train and heldout, with counts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data_pipeline.corpus.records import iterate_rows
+from data_pipeline.shards.format import SPLITS, token_dtype
+from data_pipeline.shards.writer import Documents, ShardWriter
+from data_pipeline.stage import StageError
+
+if TYPE_CHECKING:
+    from data_pipeline.tokenizer.encode import Encoder
+
+IntArray = NDArray[np.int64]
+
+COUNTS = ("num_documents", "num_tokens", "num_bytes", "num_unk", "num_empty")
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """What one part became: files as the manifest spells them, and `COUNTS` of each split."""
+
+    files: list[dict[str, Any]]
+    counts: dict[str, dict[str, int]]
+
+
+def write_part(
+    path: Path,
+    *,
+    encoder: Encoder,
+    output: Path,
+    name: str,
+    max_shard_bytes: int,
+    is_heldout: Callable[[str, str], bool],
+) -> PartResult:
+    """Encode the records of the Parquet file at `path` and commit them as `<split>/<name>-0000.arrow`, ….
+
+    `is_heldout` decides from a record's id and split hint.
+    """
+    dtype = token_dtype(encoder.vocab_size)
+    counts = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS}
+    writers = {}
+    for split in SPLITS:
+        (output / split).mkdir(parents=True, exist_ok=True)
+        writers[split] = ShardWriter(
+            output, f"{split}/{name}", split=split, dtype=dtype, max_shard_bytes=max_shard_bytes
+        )
+    for batch in _read(path):
+        flat, offsets = encoder.encode_batch(batch.column("text").to_pylist())
+        _check_ids(flat, encoder, path)
+        documents = _documents(batch, flat, offsets, eos_id=encoder.eos_id, dtype=dtype)
+        num_unk = _num_unk(flat, offsets, encoder.unk_id)
+        ids, hints = batch.column("id").to_pylist(), batch.column("split_hint").to_pylist()
+        held = np.array([is_heldout(record_id, hint) for record_id, hint in zip(ids, hints, strict=True)], bool)
+        for split, chosen in (("train", ~held), ("heldout", held)):
+            part = documents.where(chosen)
+            writers[split].add(part)
+            counts[split].update(_counts(part, num_unk[chosen]))
+    for writer in writers.values():
+        writer.close()
+    files = [entry for writer in writers.values() for entry in writer.files]
+    return PartResult(files=files, counts={split: dict(counts[split]) for split in SPLITS})
+
+
+def is_heldout(record_id: str, fraction: float) -> bool:
+    """Whether a record is held out: the same answer for the same id in every corpus, order and process."""
+    return int.from_bytes(hashlib.sha256(record_id.encode()).digest()[:8], "big") < fraction * 2**64
+
+
+def _read(path: Path) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from iterate_rows(path, columns=["id", "text", "source", "split_hint"])
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StageError(f"{path}: cannot be read: {error}; restore it, or build the corpus again") from None
+
+
+def _check_ids(flat: NDArray[np.uint32], encoder: Encoder, path: Path) -> None:
+    if len(flat) and int(flat.max()) >= encoder.vocab_size:
+        raise StageError(
+            f"{path}: the tokenizer gave id {int(flat.max())}, but its vocabulary has {encoder.vocab_size} ids; "
+            "the tokenizer is damaged: train or fetch it again"
+        )
+
+
+def _documents(
+    batch: pa.RecordBatch, flat: NDArray[np.uint32], offsets: IntArray, *, eos_id: int, dtype: np.dtype[Any]
+) -> Documents:
+    """Encoded texts with an EOS behind each."""
+    num_documents = len(offsets) - 1
+    ids = np.empty(len(flat) + num_documents, dtype)
+    is_eos = np.zeros(len(ids), bool)
+    is_eos[offsets[1:] + np.arange(num_documents)] = True
+    ids[is_eos] = eos_id
+    ids[~is_eos] = flat
+    return Documents(
+        ids=ids,
+        lengths=np.diff(offsets) + 1,
+        record_ids=batch.column("id").to_pylist(),
+        num_bytes=pc.binary_length(batch.column("text")).to_numpy(zero_copy_only=False).astype(np.int64),
+        sources=batch.column("source").to_pylist(),
+    )
+
+
+def _num_unk(flat: NDArray[np.uint32], offsets: IntArray, unk_id: int | None) -> IntArray:
+    """Unknown ids of each document."""
+    if unk_id is None:
+        return np.zeros(len(offsets) - 1, np.int64)
+    before = np.concatenate([[0], np.cumsum(flat == unk_id)])
+    return before[offsets[1:]] - before[offsets[:-1]]
+
+
+def _counts(documents: Documents, num_unk: IntArray) -> dict[str, int]:
+    return {
+        "num_documents": len(documents),
+        "num_tokens": int(documents.lengths.sum()),
+        "num_bytes": int(documents.num_bytes.sum()),
+        "num_unk": int(num_unk.sum()),
+        "num_empty": int(np.count_nonzero(documents.lengths == 1)),
+    }

@@ -1,0 +1,83 @@
+"""`dure shards verify`: hashes of all files, and whether the shards say what the manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.shards.format import SPLITS, ShardSet, read_shards, read_shards_manifest
+from data_pipeline.shards.reader import open_shard
+from data_pipeline.stage import MANIFEST_NAME, Manifest, StageError, read_manifest, verify_files
+
+
+def verify(folder: Path) -> list[str]:
+    """A line for each fault of a finished shards folder and of the row tables beside it; [] when all is sound.
+
+    Raises StageError if there is no sound manifest to hold the files against.
+    """
+    manifest = read_shards_manifest(folder)
+    faults = verify_files(folder, manifest)
+    for split in SPLITS:
+        if manifest["splits"][split]["num_documents"]:
+            faults += _faults_of_split(read_shards(folder, split=split), manifest)
+    return faults + list(_faults_of_tables(folder, manifest))
+
+
+def _faults_of_split(shards: ShardSet, manifest: Manifest) -> list[str]:
+    faults: list[str] = []
+    found = {"num_documents": 0, "num_tokens": 0, "num_bytes": 0, "num_empty": 0}
+    for file in shards.files:
+        try:
+            for number, batch in enumerate(open_shard(file)):
+                faults += _faults_of_batch(batch, shards, where=f"{file.path}: record batch {number}")
+                for key, count in _counts(batch).items():
+                    found[key] += count
+        except StageError as error:
+            faults.append(str(error))
+            return faults  # the counts below would only repeat it
+    says = manifest["splits"][shards.split]
+    for key, count in found.items():
+        if says.get(key, count) != count:
+            faults.append(
+                f"{shards.folder}: split {shards.split!r} has {key} {count:,}, {MANIFEST_NAME} says {says[key]:,}; "
+                "build again"
+            )
+    return faults
+
+
+def _faults_of_batch(batch: pa.RecordBatch, shards: ShardSet, *, where: str) -> Iterator[str]:
+    column = batch.column("input_ids")
+    ids, offsets = column.values.to_numpy(), column.offsets.to_numpy()
+    if offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) < 1).any():
+        yield f"{where}: the offsets of its documents are not ascending from 0 to {len(ids):,}; build again"
+        return
+    ends = ids[offsets[1:] - 1]
+    if (ends != shards.eos_id).any():
+        place = int(np.argmax(ends != shards.eos_id))
+        name = batch.column("record_id")[place].as_py()
+        yield f"{where}: document {name!r} ends in id {ends[place]}, not in EOS {shards.eos_id}; build again"
+    if int(ids.max()) >= shards.vocab_size:
+        yield f"{where}: id {int(ids.max())} is not below vocab_size {shards.vocab_size}; build again"
+
+
+def _counts(batch: pa.RecordBatch) -> dict[str, int]:
+    lengths = np.diff(batch.column("input_ids").offsets.to_numpy())
+    return {
+        "num_documents": batch.num_rows,
+        "num_tokens": len(batch.column("input_ids").values),
+        "num_bytes": int(batch.column("num_bytes").to_numpy().sum()),
+        "num_empty": int(np.count_nonzero(lengths == 1)),
+    }
+
+
+def _faults_of_tables(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    for path in sorted((folder / "rows").glob(f"*/{MANIFEST_NAME}")):
+        table = read_manifest(path.parent, kind="rows")
+        if table["shards_manifest_sha256"] == manifest["manifest_sha256"]:
+            yield from (
+                fault.replace("build again", f"remove {path.parent}") for fault in verify_files(path.parent, table)
+            )

@@ -1,0 +1,77 @@
+"""Rows by number: `seq_len` inputs with shifted labels and positions, gathered from memory-mapped shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.shards.format import ShardSet, read_shards
+from data_pipeline.stage import StageError
+from data_pipeline.stream.batch import Batch, RowBuffers
+from data_pipeline.stream.maps import ShardMaps
+from data_pipeline.stream.packing import Packing
+from data_pipeline.stream.table import RowCounts, RowTable, open_table
+
+IntArray = NDArray[np.int64]
+
+
+def open_rows(shards: Path, *, split: str, seq_len: int, packing: Packing, build: bool = True) -> Rows:
+    """The rows of one split under one packing. Builds and commits the row table if it is missing.
+
+    Raises:
+        StageError: the folder is no finished shards folder, the split is empty, no document has a target, or the row
+            table is missing and `build` is false.
+    """
+    found = read_shards(Path(shards), split=split)
+    if found.num_pairs == 0:
+        raise StageError(
+            f"{shards}: the {found.num_documents:,} documents of split {split!r} hold no token beside their EOS, so "
+            "there is nothing to learn; look at the corpus and the tokenizer with `dure shards inspect`"
+        )
+    return Rows(found, open_table(found, packing=packing, seq_len=seq_len, build=build), packing, seq_len=seq_len)
+
+
+class Rows:
+    """`num_rows` rows of `seq_len` pairs. `identity` is a sha256 of all that decides which row holds what."""
+
+    def __init__(self, shards: ShardSet, table: RowTable, packing: Packing, *, seq_len: int) -> None:
+        self.shards = shards
+        self.packing = packing
+        self.seq_len = seq_len
+        self.pad_id = shards.pad_id
+        self._table = table
+        self._maps = ShardMaps(shards)
+
+    @property
+    def num_rows(self) -> int:
+        return self._table.counts.num_rows
+
+    @property
+    def identity(self) -> str:
+        return self._table.identity
+
+    @property
+    def counts(self) -> RowCounts:
+        return self._table.counts
+
+    def gather(self, row_numbers: IntArray, out: RowBuffers | None = None) -> Batch:
+        """The rows of those numbers, in that order, written into `out` (which the Batch then shows) or new memory.
+
+        Raises IndexError if a number is not in [0, num_rows), StageError if a shard is damaged.
+        """
+        numbers = np.ascontiguousarray(row_numbers, np.int64)
+        buffers = RowBuffers.empty(len(numbers), self.seq_len) if out is None else out.first_rows(len(numbers))
+        if self.packing == "concatenated":
+            num_targets = self._maps.write_concatenated(numbers, buffers)
+        else:
+            table = self._table
+            num_targets = self._maps.write_segments(numbers, table.row_ends, table.starts, table.lengths, buffers)
+        return Batch(
+            input_ids=buffers.input_ids,
+            labels=buffers.labels,
+            position_ids=buffers.position_ids,
+            row_ids=numbers,
+            num_targets=num_targets,
+        )

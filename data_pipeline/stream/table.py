@@ -1,0 +1,218 @@
+"""The row table of one packing: which pairs of which documents stand in which row, committed beside the shards.
+
+    rows/<split>-<packing>-<seq_len>/
+      manifest.json    identity, number of rows, what was cut and padded; written last
+      row_ends.i64     best_fit only: row r is segments row_ends[r - 1]..row_ends[r]
+      starts.i64       the token of the split at which a segment begins
+      lengths.i32      its pairs
+
+Concatenated rows need no table: row r is pairs [r * seq_len, (r + 1) * seq_len), found by bisection in the shards' own
+offsets. Built in one pass over the documents' lengths; a window of documents is in memory at a time. Files are read
+through memory maps: 12 bytes a document and 8 a row, 1.2 % of the ids at 500 tokens a document.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from data_pipeline import disk
+from data_pipeline.disk import FileRecord
+from data_pipeline.shards.format import ShardSet
+from data_pipeline.shards.reader import iterate_lengths
+from data_pipeline.stage import MANIFEST_NAME, StageError, file_entries, fingerprint, read_manifest, write_manifest
+from data_pipeline.stream.packing import WINDOW_DOCUMENTS, Packing, count_cut_by_rows, pack_best_fit
+
+IntArray = NDArray[np.int64]
+
+KIND = "rows"
+FORMAT_VERSION = 1
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "row_ends.i64": np.dtype("<i8"),
+    "starts.i64": np.dtype("<i8"),
+    "lengths.i32": np.dtype("<i4"),
+}
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What became of the documents of a split. `num_documents_cut`: in more than one row."""
+
+    num_rows: int
+    num_documents: int
+    num_documents_cut: int
+    num_documents_without_pair: int
+    num_pairs: int
+    num_padding: int
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """The committed rows of one packing. The three arrays are empty for concatenated rows."""
+
+    identity: str
+    counts: RowCounts
+    row_ends: IntArray
+    starts: IntArray
+    lengths: NDArray[np.int32]
+
+
+def rows_identity(shards: ShardSet, *, packing: Packing, seq_len: int) -> str:
+    """sha256 of all that decides which row holds what."""
+    return fingerprint([FORMAT_VERSION, shards.manifest_sha256, shards.split, packing, seq_len])
+
+
+def open_table(shards: ShardSet, *, packing: Packing, seq_len: int, build: bool) -> RowTable:
+    """The row table of a packing; made and committed first if it is missing and `build` is true.
+
+    Several processes may ask at once: one builds, the others wait for it.
+
+    Raises:
+        StageError: no table of these shards and `build` is false, or the table's files contradict its manifest.
+    """
+    folder = shards.folder / "rows" / f"{shards.split}-{packing}-{seq_len}"
+    identity = rows_identity(shards, packing=packing, seq_len=seq_len)
+    if not _is_built(folder, identity):
+        if not build:
+            raise StageError(
+                f"{folder}: no row table of these shards; run `dure shards build` with this packing and seq_len, "
+                "or let rank 0 build it before the others open it"
+            )
+        with _lock(folder):
+            if not _is_built(folder, identity):
+                _build(shards, folder, identity, packing=packing, seq_len=seq_len)
+    return _read(folder, packing)
+
+
+def _is_built(folder: Path, identity: str) -> bool:
+    return (folder / MANIFEST_NAME).is_file() and read_manifest(folder, kind=KIND)["identity"] == identity
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the table's lock: the kernel lets it go if this process dies."""
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        lock = folder.with_name(f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise StageError(
+            f"{folder}: the row table is missing and can't be written here: {error.strerror}; "
+            "build it once from an account that may write beside the shards"
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(shards: ShardSet, folder: Path, identity: str, *, packing: Packing, seq_len: int) -> None:
+    if folder.exists():
+        disk.remove_tree(folder)  # of other shards, or unfinished
+    folder.mkdir()
+    build = _build_best_fit if packing == "best_fit" else _count_concatenated
+    counts, files = build(shards, folder, seq_len)
+    write_manifest(
+        folder,
+        {
+            "kind": KIND,
+            "format_version": FORMAT_VERSION,
+            "identity": identity,
+            "shards_manifest_sha256": shards.manifest_sha256,
+            "split": shards.split,
+            "packing": packing,
+            "seq_len": seq_len,
+            "counts": asdict(counts),
+            "files": file_entries(files),
+        },
+    )
+
+
+def _build_best_fit(shards: ShardSet, folder: Path, seq_len: int) -> tuple[RowCounts, list[FileRecord]]:
+    num_rows = num_segments = num_cut = num_without = 0
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(disk.durable_file(folder / name)) for name in DTYPES}
+        for starts, lengths in _windows(shards):
+            window = pack_best_fit(starts, lengths, seq_len=seq_len)
+            files["row_ends.i64"].write((window.row_ends + num_segments).astype("<i8"))
+            files["starts.i64"].write(window.starts.astype("<i8"))
+            files["lengths.i32"].write(window.lengths.astype("<i4"))
+            num_rows += len(window.row_ends)
+            num_segments += len(window.starts)
+            num_cut += int(np.count_nonzero(lengths > seq_len))
+            num_without += int(np.count_nonzero(lengths == 0))
+    counts = _counts(shards, num_rows * seq_len, num_rows=num_rows, num_cut=num_cut, num_without=num_without)
+    return counts, [file.record(name) for name, file in files.items()]
+
+
+def _count_concatenated(shards: ShardSet, folder: Path, seq_len: int) -> tuple[RowCounts, list[FileRecord]]:
+    num_cut = num_without = first_pair = 0
+    for lengths in _with_progress(iterate_lengths(shards), shards):
+        num_cut += count_cut_by_rows(first_pair, lengths - 1, seq_len=seq_len)
+        num_without += int(np.count_nonzero(lengths == 1))
+        first_pair += int((lengths - 1).sum())
+    num_rows = -(-shards.num_pairs // seq_len)
+    return _counts(shards, num_rows * seq_len, num_rows=num_rows, num_cut=num_cut, num_without=num_without), []
+
+
+def _counts(shards: ShardSet, num_places: int, *, num_rows: int, num_cut: int, num_without: int) -> RowCounts:
+    return RowCounts(
+        num_rows=num_rows,
+        num_documents=shards.num_documents,
+        num_documents_cut=num_cut,
+        num_documents_without_pair=num_without,
+        num_pairs=shards.num_pairs,
+        num_padding=num_places - shards.num_pairs,
+    )
+
+
+def _windows(shards: ShardSet) -> Iterator[tuple[IntArray, IntArray]]:
+    """(first token, pairs) of each document, WINDOW_DOCUMENTS at a time, over the borders of batches and shards."""
+    first_token, rest = 0, np.empty(0, np.int64)
+    for lengths in _with_progress(iterate_lengths(shards), shards):
+        rest = np.concatenate([rest, lengths])
+        while len(rest) >= WINDOW_DOCUMENTS:
+            window, rest = rest[:WINDOW_DOCUMENTS], rest[WINDOW_DOCUMENTS:]
+            yield first_token + np.cumsum(window) - window, window - 1
+            first_token += int(window.sum())
+    if len(rest):
+        yield first_token + np.cumsum(rest) - rest, rest - 1
+
+
+def _with_progress(batches: Iterator[IntArray], shards: ShardSet) -> Iterator[IntArray]:
+    with tqdm(total=shards.num_documents, desc=f"rows of {shards.split}", unit="doc", disable=None) as bar:
+        for lengths in batches:
+            yield lengths
+            bar.update(len(lengths))
+
+
+def _read(folder: Path, packing: Packing) -> RowTable:
+    manifest = read_manifest(folder, kind=KIND)
+    for entry in manifest["files"]:
+        path = folder / entry["name"]
+        found = path.stat().st_size if path.is_file() else 0
+        if found != entry["num_bytes"]:
+            raise StageError(
+                f"{path}: {found:,} bytes, {MANIFEST_NAME} says {entry['num_bytes']:,}; "
+                f"remove {folder} and let it be built again"
+            )
+    arrays = {name: _mapped(folder / name, dtype) for name, dtype in DTYPES.items()}
+    return RowTable(
+        identity=manifest["identity"],
+        counts=RowCounts(**manifest["counts"]),
+        row_ends=arrays["row_ends.i64"],
+        starts=arrays["starts.i64"],
+        lengths=arrays["lengths.i32"],
+    )
+
+
+def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if not path.is_file() or path.stat().st_size == 0:
+        return np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))

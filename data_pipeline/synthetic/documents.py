@@ -1,0 +1,120 @@
+"""Documents: a few paragraphs about the same people, each with facts and then reported questions about them.
+
+`document(config, split, index)` depends on the seed, the split and the index alone. Training documents also teach
+what is true of things; held-out documents use only held-out combinations.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from data_pipeline.synthetic import things
+from data_pipeline.synthetic.config import SyntheticConfig
+from data_pipeline.synthetic.facts import Combination, Fact, Split, draw_frames, draw_people, passage_facts
+from data_pipeline.synthetic.passages import introduction, sentence, tell, told
+from data_pipeline.synthetic.reports import ROLES, Exchange, report, wrong_guess
+from data_pipeline.synthetic.verbs import connect, finite
+
+_WORLD_SHARE = 0.15
+_TEACHERS = tuple(role for role in ROLES if role.name in ("선생님", "이웃", "친구", "주인"))
+_LEARNERS = tuple(role for role in ROLES if role.name in ("아이", "학생", "동생", "여행자", "손님"))
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text: paragraphs of sentences, and the combinations that it states or supposes."""
+
+    id: str
+    paragraphs: tuple[tuple[str, ...], ...]
+    combinations: frozenset[Combination]
+
+    @property
+    def text(self) -> str:
+        """Sentences joined by spaces, paragraphs by line breaks."""
+        return "\n".join(" ".join(paragraph) for paragraph in self.paragraphs)
+
+
+def documents(config: SyntheticConfig, split: Split) -> Iterator[Document]:
+    """All documents of a split, in order."""
+    count = config.num_documents if split == "train" else config.num_heldout_documents
+    return (document(config, split=split, index=index) for index in range(count))
+
+
+def document(config: SyntheticConfig, *, split: Split, index: int) -> Document:
+    """Document `index` of a split."""
+    rng = random.Random(f"{config.seed}/document/{split}/{index}")
+    name = f"{split}-{index:07d}"
+    if split == "train" and rng.random() < _WORLD_SHARE:
+        return Document(name, tuple(tuple(_lesson(rng)) for _ in range(rng.randint(1, 2))), frozenset())
+    return _story(rng, name, split)
+
+
+def _story(rng: random.Random, name: str, split: Split) -> Document:
+    people = draw_people(rng, rng.choice((1, 2, 2, 2, 3)))
+    num_paragraphs = rng.choice((1, 1, 2, 2, 3))
+    num_frames = 2 if len(people) == 3 else rng.choice((2, 3))
+    kinds = draw_frames(rng, people, num_paragraphs * num_frames)
+    paragraphs: list[tuple[str, ...]] = []
+    combinations: set[Combination] = set()
+    before: list[Fact] = []
+    for number in range(num_paragraphs):
+        facts = passage_facts(rng, people, kinds[number * num_frames : (number + 1) * num_frames], split=split)
+        exchanges = _exchanges(rng, facts, before, split=split)
+        opening = introduction(rng, people) if number == 0 else ()
+        paragraphs.append((*opening, *told(rng, facts), *(report(rng, exchange) for exchange in exchanges)))
+        for fact in [*facts, *(exchange.guess for exchange in exchanges if exchange.guess is not None)]:
+            combinations |= fact.combinations
+        before += facts
+    return Document(name, tuple(paragraphs), frozenset(combinations))
+
+
+def _exchanges(rng: random.Random, facts: list[Fact], before: list[Fact], *, split: Split) -> list[Exchange]:
+    """Three to five different questions, mostly about this paragraph's facts, some about an earlier paragraph's."""
+    asked = rng.sample(_askable(facts), min(rng.randint(3, 5), len(_askable(facts))))
+    if before and rng.random() < 0.5:
+        asked.append(rng.choice(_askable(before)))
+    return [_exchange(rng, fact, slot, facts, split=split) for fact, slot in asked]
+
+
+def _askable(facts: list[Fact]) -> list[tuple[Fact, str]]:
+    return [(fact, slot) for fact in facts for slot in dict.fromkeys(q.slot for q in fact.frame.questions)]
+
+
+def _exchange(rng: random.Random, fact: Fact, slot: str, facts: list[Fact], *, split: Split) -> Exchange:
+    question = rng.choice([question for question in fact.frame.questions if question.slot == slot])
+    others = [person for person in dict.fromkeys(known.owner for known in facts) if person != fact.owner]
+    asker, bystander = rng.sample(ROLES, 2)
+    answerer = fact.owner if rng.random() < 0.55 else rng.choice([*others, bystander])
+    if others and rng.random() < 0.2:
+        asker = rng.choice([person for person in others if person != answerer] or [asker])
+    chance = rng.random()
+    guess = fact if chance < 0.07 else wrong_guess(rng, fact, question, split=split) if chance < 0.14 else None
+    return Exchange(fact, question, asker, answerer, guess)
+
+
+def _lesson(rng: random.Random) -> list[str]:
+    """A paragraph of what is true of things, and questions about it."""
+    known = rng.sample(things.WORLD_FACTS, rng.randint(3, 5))
+    facts = [Fact(item.subject, item.frame, (str(item.value),)) for item in known]
+    return [*_stated(rng, facts), *(report(rng, _lesson_exchange(rng, fact)) for fact in rng.sample(facts, 3))]
+
+
+def _stated(rng: random.Random, facts: list[Fact]) -> list[str]:
+    sentences: list[str] = []
+    rest = list(facts)
+    while rest:
+        fact = rest.pop(0)
+        if not rest or rng.random() < 0.6:
+            sentences.append(sentence(tell(fact, fact.frame.tell[0], finite)))
+            continue
+        first = tell(fact, fact.frame.tell[0], partial(connect, ending="고"))
+        second = rest.pop(0)
+        sentences.append(sentence(f"{first}, {tell(second, second.frame.tell[0], finite)}"))
+    return sentences
+
+
+def _lesson_exchange(rng: random.Random, fact: Fact) -> Exchange:
+    return Exchange(fact, fact.frame.questions[0], asker=rng.choice(_LEARNERS), answerer=rng.choice(_TEACHERS))

@@ -1,0 +1,217 @@
+"""The kinds of facts about people: how each is told, asked and answered. Data only."""
+
+from __future__ import annotations
+
+from data_pipeline.synthetic.frames import COPULA, Clause, Frame, Question, Topic
+
+_HOME = Clause("{home}에서", "태어나다", "past")
+_JOB = Clause("{job:으로}", "일하다")
+_VISIT = Clause("{day}에 {place}에", "가다", "past")
+_GIVE = Clause("{to}에게 {gift:을}", "주다", "past")
+
+FRAMES = (
+    Frame(
+        "lives",
+        {"city": "city"},
+        (Clause("{city}에", "살다"), Clause("{city}에", "있다", topic=Topic("집"))),
+        (
+            Question("city", Clause("어디에", "살다"), Clause("{city}에", "살다"), Topic("곳", "살다")),
+            Question(
+                "city", Clause("어디에", "있다", topic=Topic("집")), Clause("{city}에", "있다", topic=Topic("집"))
+            ),
+        ),
+    ),
+    Frame(
+        "hometown",
+        {"home": "city"},
+        (Clause("{home}", COPULA, topic=Topic("고향")), _HOME),
+        (
+            Question(
+                "home",
+                Clause("어디", COPULA, topic=Topic("고향")),
+                Clause("{home}", COPULA, topic=Topic("고향")),
+                Topic("고향"),
+            ),
+            Question("home", Clause("어디에서", "태어나다", "past"), _HOME, Topic("고향")),
+        ),
+    ),
+    Frame(
+        "job",
+        {"job": "job"},
+        (_JOB, Clause("{job}", COPULA, topic=Topic("직업"))),
+        (
+            Question("job", Clause("무슨 일을", "하다"), _JOB, Topic("일", "하다")),
+            Question(
+                "job",
+                Clause("무엇", COPULA, topic=Topic("직업")),
+                Clause("{job}", COPULA, topic=Topic("직업")),
+                Topic("직업"),
+            ),
+        ),
+    ),
+    Frame(
+        "pet",
+        {"pet": "pet", "pet_name": "pet_name"},
+        (Clause("{pet_name:이라는} {pet:을}", "기르다"), Clause("이름이 {pet_name}인 {pet:을}", "키우다")),
+        (
+            Question("pet", Clause("어떤 동물을", "기르다"), Clause("{pet:을}", "기르다"), Topic("동물", "기르다")),
+            Question(
+                "pet_name",
+                Clause("무엇", COPULA, topic=Topic("{pet} 이름")),
+                Clause("{pet_name}", COPULA, topic=Topic("{pet} 이름")),
+            ),
+        ),
+    ),
+    Frame(
+        "food",
+        {"food": "food"},
+        (Clause("{food:을} 가장", "좋아하다"), Clause("{food}", COPULA, topic=Topic("음식", "가장 좋아하다"))),
+        (
+            Question(
+                "food", Clause("어떤 음식을", "좋아하다"), Clause("{food:을}", "좋아하다"), Topic("음식", "좋아하다")
+            ),
+        ),
+    ),
+    Frame(
+        "hobby",
+        {"hobby": "hobby"},
+        (Clause("{hobby}", COPULA, topic=Topic("취미")), Clause("쉬는 날이면 {hobby:을}", "하다")),
+        (
+            Question(
+                "hobby",
+                Clause("무엇", COPULA, topic=Topic("취미")),
+                Clause("{hobby}", COPULA, topic=Topic("취미")),
+                Topic("취미"),
+            ),
+            Question("hobby", Clause("쉬는 날에 무엇을", "하다"), Clause("{hobby:을}", "하다"), Topic("취미")),
+        ),
+    ),
+    Frame(
+        "age",
+        {"age": "age"},
+        (Clause("올해 {age}", COPULA), Clause("올해로 {age:이}", "되다", "past")),
+        (Question("age", Clause("몇 살", COPULA), Clause("{age}", COPULA), Topic("나이")),),
+        suits_elders=False,
+    ),
+    Frame(
+        "instrument",
+        {"instrument": "instrument"},
+        (Clause("{instrument:을}", "연주하다"), Clause("{instrument:을} 잘", "다루다")),
+        (
+            Question(
+                "instrument",
+                Clause("무슨 악기를", "연주하다"),
+                Clause("{instrument:을}", "연주하다"),
+                Topic("악기", "연주하다"),
+            ),
+            Question(
+                "instrument",
+                Clause("어떤 악기를", "다루다"),
+                Clause("{instrument:을}", "다루다"),
+                Topic("악기", "다루다"),
+            ),
+        ),
+    ),
+    Frame(
+        "learns",
+        {"subject": "subject"},
+        (Clause("요즘 {subject:을}", "배우다"), Clause("요즘 {subject:을}", "배우고 있다")),
+        (
+            Question(
+                "subject", Clause("요즘 무엇을", "배우다"), Clause("{subject:을}", "배우다"), Topic("것", "배우다")
+            ),
+        ),
+    ),
+    Frame(
+        "colour",
+        {"colour": "colour"},
+        (Clause("{colour:을}", "좋아하다"), Clause("{colour}", COPULA, topic=Topic("색", "좋아하다"))),
+        (
+            Question(
+                "colour", Clause("무슨 색을", "좋아하다"), Clause("{colour:을}", "좋아하다"), Topic("색", "좋아하다")
+            ),
+        ),
+    ),
+    Frame(
+        "ride",
+        {"ride": "ride"},
+        (Clause("시내에 갈 때 {ride:을}", "타다"), Clause("시내까지 {ride:을} 타고", "다니다")),
+        (Question("ride", Clause("시내에 갈 때 무엇을", "타다"), Clause("{ride:을}", "타다")),),
+    ),
+    Frame(
+        "wakes",
+        {"hour": "hour"},
+        (Clause("{hour}에", "일어나다"), Clause("날마다 {hour}에", "일어나다")),
+        (Question("hour", Clause("몇 시에", "일어나다"), Clause("{hour}에", "일어나다"), Topic("시각", "일어나다")),),
+    ),
+    Frame(
+        "wears",
+        {"wear": "wear"},
+        (Clause("{wear:을}", "입고 있다"), Clause("오늘 {wear:을}", "입다", "past")),
+        (Question("wear", Clause("무엇을", "입고 있다"), Clause("{wear:을}", "입고 있다")),),
+        is_event=True,
+    ),
+    Frame(
+        "visit",
+        {"day": "day", "place": "place"},
+        (_VISIT, Clause("{day}에 {place}에", "다녀오다", "past")),
+        (
+            Question("place", Clause("{day}에 어디에", "가다", "past"), Clause("{place}에", "가다", "past")),
+            Question("day", Clause("무슨 요일에 {place}에", "가다", "past"), Clause("{day}에", "가다", "past")),
+        ),
+        is_event=True,
+    ),
+    Frame(
+        "meal",
+        {"dish": "food"},
+        (Clause("점심으로 {dish:을}", "먹다", "past"), Clause("점심때 {dish:을}", "먹다", "past")),
+        (Question("dish", Clause("점심으로 무엇을", "먹다", "past"), Clause("{dish:을}", "먹다", "past")),),
+        is_event=True,
+    ),
+    Frame(
+        "bought",
+        {"item": "item", "number": "number"},
+        (Clause("시장에서 {item:을} {count}", "사다", "past"), Clause("가게에서 {item:을} {count}", "사다", "past")),
+        (
+            Question("item", Clause("무엇을", "사다", "past"), Clause("{item:을}", "사다", "past")),
+            Question("number", Clause("{item:을} 몇 {counter}", "사다", "past"), Clause("{count}", "사다", "past")),
+        ),
+        is_event=True,
+    ),
+    Frame(
+        "gift",
+        {"to": "person", "gift": "gift"},
+        (_GIVE, Clause("{to}에게 {gift:을}", "선물하다", "past")),
+        (
+            Question("gift", Clause("{to}에게 무엇을", "주다", "past"), Clause("{gift:을}", "주다", "past")),
+            Question("to", Clause("누구에게 {gift:을}", "주다", "past"), _GIVE),
+        ),
+        is_event=True,
+    ),
+    Frame(
+        "left",
+        {"thing": "thing", "where": "place"},
+        (Clause("{thing:을} {where}에", "두고 오다", "past"), Clause("{where}에 {thing:을}", "두고 오다", "past")),
+        (
+            Question(
+                "where", Clause("{thing:을} 어디에", "두고 오다", "past"), Clause("{where}에", "두고 오다", "past")
+            ),
+            Question(
+                "thing", Clause("{where}에 무엇을", "두고 오다", "past"), Clause("{thing:을}", "두고 오다", "past")
+            ),
+        ),
+        is_event=True,
+    ),
+    Frame(
+        "met",
+        {"friend": "person", "afternoon": "afternoon"},
+        (Clause("{afternoon}에 {friend:을}", "만나다", "past"), Clause("{friend:을} {afternoon}에", "만나다", "past")),
+        (
+            Question("friend", Clause("누구를", "만나다", "past"), Clause("{friend:을}", "만나다", "past")),
+            Question(
+                "afternoon", Clause("몇 시에 {friend:을}", "만나다", "past"), Clause("{afternoon}에", "만나다", "past")
+            ),
+        ),
+        is_event=True,
+    ),
+)

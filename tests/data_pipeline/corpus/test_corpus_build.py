@@ -1,0 +1,354 @@
+"""The stage: one result whatever runs it, kills included; what it refuses; what its manifest claims."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from aihub_packages import book, build, rejects, rows, run, stage_of, texts, tree, write_zip
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline import disk
+from data_pipeline.config import to_tree, validate
+from data_pipeline.corpus import records
+from data_pipeline.corpus.build import CorpusConfig
+from data_pipeline.corpus.duplicates import Digests, find_repeats
+from data_pipeline.stage import StageError, read_manifest, verify_files
+
+REPO = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """Several formats, repeats over files, and faults, in many small tasks."""
+    folder = tmp_path / "in"
+    write_zip(folder / "1.Training/TL_1.zip", [(f"{n}.json", book(f"{n % 7}째 글이다.", by=n)) for n in range(12)])
+    write_zip(folder / "2.Validation/VL_1.zip", [(f"{n}.json", book(f"{n % 9}째 글이다.", by=n)) for n in range(12)])
+    lines = [json.dumps({"text": f"{n % 30}째 줄"}, ensure_ascii=False) for n in range(90)]
+    (folder / "a.jsonl").write_text("\n".join([*lines, "broken", *lines[:3]]))
+    (folder / "b.csv").write_text("text\n" + "\n".join(f"{n % 5}째 줄" for n in range(20)))
+    return folder
+
+
+SMALL = {"task_bytes": 700}
+
+
+def test_the_result_does_not_depend_on_the_order_in_which_tasks_run(tmp_path: Path, inputs: Path) -> None:
+    for seed in (None, 1, 2):
+        run(stage_of(tmp_path / "out", inputs, min_text_share=0.001, **SMALL), shuffle=seed)
+        shutil.move(tmp_path / "out", tmp_path / f"out-{seed}")
+
+    first = tree(tmp_path / "out-None")
+    assert len([name for name in first if name.startswith("data/")]) > 4
+    assert tree(tmp_path / "out-1") == first
+    assert tree(tmp_path / "out-2") == first
+
+
+def test_records_do_not_depend_on_where_the_data_lies(tmp_path: Path, inputs: Path) -> None:
+    build(tmp_path / "out", inputs)
+    shutil.copytree(inputs, tmp_path / "elsewhere/deep/in")
+
+    build(tmp_path / "moved", tmp_path / "elsewhere/deep/in")
+
+    assert rows(tmp_path / "moved") == rows(tmp_path / "out")
+
+
+def test_records_do_not_depend_on_how_the_input_is_cut_into_tasks(tmp_path: Path, inputs: Path) -> None:
+    build(tmp_path / "one", inputs)
+    build(tmp_path / "many", inputs, **SMALL)
+
+    assert rows(tmp_path / "many") == rows(tmp_path / "one")
+
+
+def test_every_record_found_is_kept_dropped_or_rejected(tmp_path: Path, inputs: Path) -> None:
+    manifest = build(tmp_path / "out", inputs, **SMALL)
+
+    found = manifest["accounting"]["records"]
+    assert found["found"] == 12 + 12 + 94 + 20
+    assert found["found"] == found["kept"] + found["dropped"] + found["rejected"]
+    counts = manifest["counts"]
+    assert counts["kept"] == manifest["num_records"] == len(rows(tmp_path / "out")) == 9 + 30
+    assert sum(counts["dropped"].values()) == found["dropped"]
+    assert sum(counts["rejected"].values()) == len(rejects(tmp_path / "out")) == 1
+    assert manifest["accounting"]["items"] == {"found": 26, "read": 26}
+
+
+def test_the_manifest_counts_what_stands_in_its_files(tmp_path: Path, inputs: Path) -> None:
+    manifest = build(tmp_path / "out", inputs, **SMALL)
+
+    assert verify_files(tmp_path / "out", manifest) == []
+    assert read_manifest(tmp_path / "out", kind="corpus") == manifest
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["data", "manifest.json", "rejects"]
+    for entry in manifest["files"]:
+        held = pq.read_table(tmp_path / "out" / entry["name"]).to_pylist()
+        assert entry["num_records"] == len(held) > 0
+        assert entry["num_text_bytes"] == sum(len(row["text"].encode()) for row in held)
+    for entry in manifest["reject_files"]:
+        path = tmp_path / "out" / entry["name"]
+        assert entry["sha256"] == disk.sha256_of(path)
+        assert entry["num_records"] == len(path.read_text().splitlines())
+    assert manifest["num_text_bytes"] == sum(entry["num_text_bytes"] for entry in manifest["files"])
+    assert manifest["sources"] == {
+        "aihub_653": {"num_records": 9, "num_text_bytes": 9 * len("0째 글이다.".encode())},
+        "in": {"num_records": 30, "num_text_bytes": sum(len(f"{n}째 줄".encode()) for n in range(30))},
+    }
+
+
+def test_the_first_of_equal_texts_stays_and_ids_are_unique(tmp_path: Path) -> None:
+    lines = [
+        {"id": "a", "text": "글"},
+        {"id": "a", "text": "다른 글"},
+        {"id": "b", "text": "글"},
+        {"id": "a", "text": "셋"},
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    manifest = build(tmp_path / "out", tmp_path / "x.jsonl")
+
+    assert [(row["id"], row["text"]) for row in rows(tmp_path / "out")] == [
+        ("x.jsonl#a", "글"),
+        ("x.jsonl#a~0.1", "다른 글"),
+        ("x.jsonl#a~0.3", "셋"),
+    ]
+    assert manifest["counts"]["changed"]["repeated_id"] == 2
+    assert manifest["counts"]["dropped"]["duplicate"] == 1
+
+
+@settings(max_examples=30)
+@given(parts=st.lists(st.lists(st.integers(0, 9), max_size=12), max_size=5), num_buckets=st.integers(1, 5))
+def test_repeats_are_all_but_the_first_in_any_number_of_buckets(tmp_path_factory, parts, num_buckets) -> None:
+    folder = tmp_path_factory.mktemp("digests")
+    for number, values in enumerate(parts):
+        digests = Digests()
+        for item in values:
+            digests.add(str(item))
+        digests.save(folder / f"{number}.npy")
+    paths = [folder / f"{number}.npy" for number in range(len(parts))]
+
+    found = set()
+    for bucket in range(num_buckets):
+        found |= {tuple(place) for place in find_repeats(paths, bucket=bucket, num_buckets=num_buckets).tolist()}
+
+    places = [(part, row, item) for part, values in enumerate(parts) for row, item in enumerate(values)]
+    seen: set[int] = set()
+    assert found == {(part, row) for part, row, item in places if item in seen or seen.add(item)}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_killed_at_any_write_and_run_again_gives_the_same_result(tmp_path: Path, inputs: Path) -> None:
+    options = {"min_text_share": 0.001, "task_bytes": 3000}
+    run(stage_of(tmp_path / "out", inputs, **options))
+    expected = tree(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+
+    num_kills, is_killed = 0, True
+    while is_killed:
+        num_kills, is_killed = num_kills + 1, False
+        moments = iter(range(num_kills))
+
+        def die(*_: object, moments: Iterator[int] = moments) -> None:
+            if next(moments, None) is None:
+                raise Killed
+
+        disk.set_probe(die)
+        try:
+            run(stage_of(tmp_path / "out", inputs, **options))
+        except Killed:
+            is_killed = True
+        disk.set_probe(None)
+        if is_killed:
+            assert not stage_of(tmp_path / "out", inputs, **options).is_done() or num_kills > 100
+            run(stage_of(tmp_path / "out", inputs, **options))
+        assert {name: data for name, data in tree(tmp_path / "out").items() if ".staging" not in name} == expected
+        shutil.rmtree(tmp_path / "out")
+    assert num_kills > 60
+
+
+@pytest.mark.stages
+@pytest.mark.parametrize("operation", [5, 20, 40, 60, 80, 100])
+def test_a_real_kill_is_survived(tmp_path: Path, inputs: Path, operation: int) -> None:
+    script = f"""
+        import itertools, os, sys
+        sys.path[:0] = {[str(REPO), str(Path(__file__).parent)]!r}
+        from aihub_packages import run, stage_of
+        from pathlib import Path
+        from data_pipeline import disk
+        calls = itertools.count()
+        disk.set_probe(lambda *_: os.kill(os.getpid(), 9) if next(calls) == {operation} else None)
+        run(stage_of(Path({str(tmp_path / "out")!r}), {str(inputs)!r}, min_text_share=0.001, task_bytes=3000))
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    assert result.returncode == -9
+
+    run(stage_of(tmp_path / "out", inputs, min_text_share=0.001, task_bytes=3000))
+    shutil.move(tmp_path / "out", tmp_path / "killed")
+
+    run(stage_of(tmp_path / "out", inputs, min_text_share=0.001, task_bytes=3000))
+    assert tree(tmp_path / "killed") == tree(tmp_path / "out")
+
+
+def test_finished_tasks_of_a_killed_build_are_not_run_again(tmp_path: Path, inputs: Path) -> None:
+    stage = stage_of(tmp_path / "out", inputs, min_text_share=0.001, **SMALL)
+    tasks = stage.plan()
+    for task in tasks[:3]:
+        stage.run(task)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("read-*")}
+
+    run(stage_of(tmp_path / "out", inputs, min_text_share=0.001, **SMALL).__class__(stage.config), shuffle=3)
+
+    assert before
+    assert not (tmp_path / "out/.staging").exists()
+
+
+def test_equal_inputs_are_done_and_changed_ones_are_built_anew(tmp_path: Path, inputs: Path) -> None:
+    build(tmp_path / "out", inputs, **SMALL)
+    stage = stage_of(tmp_path / "out", inputs, min_text_share=0.001, **SMALL)
+    assert stage.is_done()
+    assert pickle.loads(pickle.dumps(stage)).is_done()
+
+    (inputs / "b.csv").write_text("text\n새 줄")
+    assert not stage_of(tmp_path / "out", inputs, min_text_share=0.001, **SMALL).is_done()
+    build(tmp_path / "out", inputs)
+
+    assert "새 줄" in texts(tmp_path / "out")
+    held = sorted(path.name for path in (tmp_path / "out/data").iterdir())
+    assert held == ["part-00000.parquet"]
+    assert not stage.is_done()
+
+
+@pytest.mark.parametrize("change", [{"source": "x"}, {"validation_is_heldout": False}, {"text_unit": "paragraph"}])
+def test_another_config_is_another_result(tmp_path: Path, inputs: Path, change: dict) -> None:
+    build(tmp_path / "out", inputs)
+
+    assert not stage_of(tmp_path / "out", {"path": inputs, **change}, min_text_share=0.001).is_done()
+
+
+def test_finish_refuses_while_a_task_is_undone(tmp_path: Path, inputs: Path) -> None:
+    stage = stage_of(tmp_path / "out", inputs, **SMALL)
+    for task in stage.plan()[:-2]:
+        stage.run(task)
+
+    with pytest.raises(StageError, match="2 tasks are not done, first write-000"):
+        stage.finish()
+
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_an_unfinished_corpus_is_not_read(tmp_path: Path, inputs: Path) -> None:
+    stage_of(tmp_path / "out", inputs).plan()
+
+    with pytest.raises(StageError, match=r"unfinished folder .* finished corpus is needed"):
+        next(records.iterate_documents(tmp_path / "out"))
+
+
+def test_row_groups_and_batches_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "ROW_GROUP_ROWS", 64)
+    monkeypatch.setattr(records, "READ_BATCH_ROWS", 16)
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{n}"}}\n' for n in range(200)))
+
+    build(tmp_path / "out", tmp_path / "a.jsonl")
+
+    (path,) = records.corpus_files(tmp_path / "out")
+    metadata = pq.ParquetFile(path).metadata
+    assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == [64, 64, 64, 8]
+    assert metadata.row_group(0).column(1).compression == "ZSTD"
+    batches = list(records.iterate_documents(tmp_path / "out", columns=["text"]))
+    assert max(batch.num_rows for batch in batches) == 16
+    assert [text for batch in batches for text in batch["text"].to_pylist()] == [str(n) for n in range(200)]
+    assert batches[0].schema.names == ["text"]
+
+
+def test_two_inputs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{split}/TL_1.zip" for split in ("1.Training", "2.Validation")]
+    for number, path in enumerate(paths):
+        write_zip(path, [("a.json", book(f"{number}째 글."))])
+
+    build(tmp_path / "out", *paths)
+
+    assert [row["id"] for row in rows(tmp_path / "out")] == [
+        "1.Training/TL_1.zip!a.json#0",
+        "2.Validation/TL_1.zip!a.json#0",
+    ]
+
+
+def test_a_path_that_does_not_exist_is_named(tmp_path: Path, inputs: Path) -> None:
+    with pytest.raises(StageError, match=r"inputs\.1\.path: .*/nowhere does not exist; give a file or a folder"):
+        stage_of(tmp_path / "out", inputs, tmp_path / "nowhere").is_done()
+
+
+@pytest.mark.parametrize("content", [{}, {"LICENSE": b"MIT", "a.png": b"x"}])
+def test_an_empty_corpus_is_an_error_before_any_work(tmp_path: Path, content: dict[str, bytes]) -> None:
+    (tmp_path / "in").mkdir()
+    for name, data in content.items():
+        (tmp_path / "in" / name).write_bytes(data)
+
+    with pytest.raises(
+        StageError, match=rf"no file to read in .*빈 말뭉치.*, {len(content)} files of other kinds; give"
+    ):
+        build(tmp_path / "out", tmp_path / "in")
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_of_empty_texts_is_an_error_with_its_counts(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": " "}\n{"text": ""}\n')
+
+    with pytest.raises(StageError, match=r"not one document was kept .*'empty': 2"):
+        build(tmp_path / "out", tmp_path / "a.jsonl")
+
+
+def test_an_input_given_twice_is_refused(tmp_path: Path, inputs: Path) -> None:
+    with pytest.raises(StageError, match="is given twice; name it once"):
+        build(tmp_path / "out", inputs, inputs / ".." / "in")
+
+
+def test_an_output_inside_an_input_is_refused(tmp_path: Path, inputs: Path) -> None:
+    with pytest.raises(StageError, match=r"output: .* lies inside inputs\.0\.path"):
+        build(inputs / "out", inputs)
+
+
+def test_a_folder_of_other_files_is_never_written_to(tmp_path: Path, inputs: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/thesis.txt").write_text("x")
+
+    with pytest.raises(StageError, match=r"home holds thesis\.txt, which no corpus build wrote; give an empty folder"):
+        build(tmp_path / "home", inputs)
+
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_of_another_stage_is_never_overwritten(tmp_path: Path, inputs: Path) -> None:
+    build(tmp_path / "out", inputs)
+    path = tmp_path / "out/manifest.json"
+    path.write_text(path.read_text().replace('"kind": "corpus"', '"kind": "shards"'))
+
+    with pytest.raises(StageError, match="kind is 'shards'"):
+        stage_of(tmp_path / "out", {"path": inputs, "source": "x"}).plan()
+
+    assert (tmp_path / "out/data/part-00000.parquet").exists()
+
+
+def test_a_config_survives_its_own_tree(tmp_path: Path) -> None:
+    config = CorpusConfig.model_validate({"inputs": "data/x", "output": tmp_path})
+
+    assert config.inputs[0].path == Path("data/x")
+    assert validate(to_tree(config), CorpusConfig, where="test") == config
+
+
+def test_equal_digests_are_equal_texts() -> None:
+    digests = Digests()
+    digests.add("글")
+    assert bytes(digests._bytes) == hashlib.blake2b("글".encode(), digest_size=16).digest()

@@ -1,0 +1,201 @@
+"""Law 6, on whole trainings: an update does not depend on its split, nor on the engine that carries it.
+
+20 steps, AdamW, accumulation 3, targets of micro-batches differing by more than five times, clipping active in at
+least half of the steps: one process, DDP and ZeRO 1, 2, 3 on two ranks, and Hugging Face's Trainer.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from tests.trainer.training_worker import VOCABULARY, tiny_config
+
+pytestmark = pytest.mark.stages
+
+REPO = Path(__file__).parents[2]
+STEPS, ROWS, SEQ_LEN = 20, 12, 32
+SINGLE = [{"name": "one-process", "kind": "none"}]
+RANKS_2 = [
+    {"name": "ddp", "kind": "none"},
+    *({"name": f"zero-{stage}", "kind": "deepspeed", "zero_stage": stage} for stage in (1, 2, 3)),
+]
+
+
+def write_rows(path: Path) -> dict[str, np.ndarray]:
+    """Rows of two documents each; in every step some micro-batches keep few targets and some nearly all."""
+    generator = np.random.default_rng(5)
+    ids = generator.integers(6, VOCABULARY.size, (STEPS, ROWS, SEQ_LEN + 1))
+    # Something to learn, so that losses fall: each id is often the one before it plus one.
+    follow = generator.random(ids.shape) < 0.7
+    for column in range(1, SEQ_LEN + 1):
+        successor = (ids[..., column - 1] - 5) % (VOCABULARY.size - 6) + 6
+        ids[..., column] = np.where(follow[..., column], successor, ids[..., column])
+    labels = ids[..., 1:].copy()
+    kept = np.where(np.arange(ROWS) % 4 < 2, 3, generator.integers(28, SEQ_LEN + 1, (STEPS, ROWS)))
+    labels[np.arange(SEQ_LEN) >= kept[..., None]] = -100
+    positions = np.broadcast_to(np.arange(SEQ_LEN) % 20, ids[..., 1:].shape)
+    arrays = {"input_ids": ids[..., :-1].copy(), "labels": labels, "position_ids": positions.copy()}
+    np.savez(path, **arrays)
+    return arrays
+
+
+def train(folder: Path, rows: Path, engines: list[dict[str, Any]], *, ranks: int, micro: int, weighting: str) -> None:
+    folder.mkdir()
+    spec = {"rows": str(rows), "output": str(folder), "engines": engines, "steps": STEPS}
+    spec |= {"micro_batch_sequences": micro, "weighting": weighting}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    worker = [str(REPO / "tests/trainer/training_worker.py"), str(folder / "spec.json")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *worker]
+    done = subprocess.run(launcher, cwd=REPO, capture_output=True, text=True, timeout=600, env=_environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    paths = f"{REPO}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("equal")
+    write_rows(folder / "rows.npz")
+    rows = folder / "rows.npz"
+    train(folder / "single", rows, SINGLE, ranks=1, micro=4, weighting="targets")
+    train(folder / "ranks", rows, RANKS_2, ranks=2, micro=2, weighting="targets")
+    train(folder / "control", rows, [RANKS_2[0]], ranks=2, micro=2, weighting="rank_means")
+    return folder
+
+
+def figures(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    told = json.loads(file.with_suffix(".json").read_text())
+    return np.array(told["losses"]), np.array(told["norms"])
+
+
+def largest_difference(one: Path, other: Path) -> tuple[float, float]:
+    """Largest relative difference of the losses, and of the final weights relative to the largest weight."""
+    losses, others = figures(one)[0], figures(other)[0]
+    weights = safetensors.torch.load_file(one.with_suffix(".safetensors"))
+    other_weights = safetensors.torch.load_file(other.with_suffix(".safetensors"))
+    assert weights.keys() == other_weights.keys()
+    scale = max(float(tensor.abs().max()) for tensor in weights.values())
+    moved = max(float((weights[name] - other_weights[name]).abs().max()) for name in weights)
+    return float(np.max(np.abs(losses - others) / losses)), moved / scale
+
+
+def test_the_case_is_hard_enough(trainings: Path) -> None:
+    arrays = dict(np.load(trainings / "rows.npz"))
+    targets = (arrays["labels"] != -100).sum(-1).reshape(STEPS, ROWS // 2, 2).sum(-1)
+    losses, norms = figures(trainings / "single" / "one-process")
+
+    assert (targets.max(1) > 5 * targets.min(1)).all()
+    assert (norms > 0.5).sum() >= STEPS // 2
+    assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("name", [engine["name"] for engine in RANKS_2])
+def test_an_update_does_not_depend_on_its_split_or_engine(trainings: Path, name: str) -> None:
+    loss_difference, weight_difference = largest_difference(
+        trainings / "single" / "one-process", trainings / "ranks" / name
+    )
+
+    # float32 sums in another order; Adam divides by the root of the second moment, which lifts them in the weights.
+    assert loss_difference < 1e-5
+    assert weight_difference < 1e-5
+
+
+def test_weighting_each_ranks_mean_alike_fails_the_same_test(trainings: Path) -> None:
+    loss_difference, weight_difference = largest_difference(
+        trainings / "single" / "one-process", trainings / "control" / "ddp"
+    )
+
+    assert loss_difference > 1e-5
+    assert weight_difference > 1e-5
+
+
+def test_losses_and_weights_equal_hugging_faces_trainer(trainings: Path, tmp_path: Path) -> None:
+    losses, weights = train_with_hugging_face(dict(np.load(trainings / "rows.npz")), tmp_path)
+
+    ours, _ = figures(trainings / "single" / "one-process")
+    our_weights = safetensors.torch.load_file(trainings / "single" / "one-process.safetensors")
+
+    assert np.max(np.abs(ours - losses) / losses) < 1e-4
+    scale = max(float(tensor.abs().max()) for tensor in weights.values())
+    assert max(float((weights[name] - our_weights[name]).abs().max()) for name in our_weights) / scale < 1e-4
+
+
+def train_with_hugging_face(arrays: dict[str, np.ndarray], folder: Path) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
+    """The same rows, updates and schedule under transformers' Trainer; labels stay shifted as ours are."""
+    from torch.nn import functional
+    from torch.utils.data import SequentialSampler
+    from transformers import Trainer, TrainingArguments
+
+    from trainer.model import make_model
+    from trainer.schedule import learning_rate
+
+    config = tiny_config(SINGLE[0], steps=STEPS, rows=ROWS, micro_batch_sequences=4)
+    model = make_model(config.model, vocabulary=VOCABULARY, kernel="sdpa", dtype=torch.float32, seed=3)
+    model.config.use_cache = False
+    optimizer = config.train.optimizer
+    # Trainer counts a causal model's targets from the second label on: one column before ours makes its count ours.
+    labels = np.pad(arrays["labels"], ((0, 0), (0, 0), (1, 0)), constant_values=-100)
+    rows = [
+        {name: torch.from_numpy(array[step, row]) for name, array in (arrays | {"labels": labels}).items()}
+        for step in range(STEPS)
+        for row in range(ROWS)
+    ]
+
+    def loss_of(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        flat = outputs.logits.float().flatten(0, 1)
+        return functional.cross_entropy(flat, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
+            return SequentialSampler(rows)
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=3,
+        learning_rate=config.train.schedule.peak_lr,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        adam_epsilon=optimizer.eps,
+        max_grad_norm=config.train.max_grad_norm,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+        disable_tqdm=True,
+    )
+    trainer = InOrder(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        compute_loss_func=loss_of,
+        data_collator=lambda items: {name: torch.stack([item[name] for item in items]) for name in items[0]},
+    )
+    trainer.create_optimizer()
+    peak = config.train.schedule.peak_lr
+    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+        trainer.optimizer,
+        lambda step: learning_rate(config.train.schedule, step=min(step, STEPS - 1), max_steps=STEPS) / peak,
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return np.array(losses), {name: tensor.detach() for name, tensor in model.named_parameters()}

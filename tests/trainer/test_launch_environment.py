@@ -1,0 +1,77 @@
+"""The config decides the engine, the launcher decides only the ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from data_pipeline.config import validate
+from trainer.config import TrainConfig
+from trainer.errors import RunError
+from trainer.launch_environment import check_launch
+
+
+def config_of(**sections: Any) -> TrainConfig:
+    train = {"max_steps": 10, "global_batch_sequences": 8, "micro_batch_sequences": 2}
+    tree: dict[str, Any] = {"run": {"name": "x"}, "model": {}, "data": {"shards": "x", "seq_len": 32}, "train": train}
+    for section, keys in sections.items():
+        tree[section] = tree.get(section, {}) | keys
+    return validate(tree, TrainConfig, where="test")
+
+
+def test_world_size_other_than_expected_is_refused_with_both_values() -> None:
+    with pytest.raises(RunError, match="run.expected_ranks: the config expects 2 ranks, but WORLD_SIZE is 1"):
+        check_launch(config_of(run={"expected_ranks": 2}), {})
+
+
+def test_more_ranks_than_rows_of_a_step_are_refused() -> None:
+    with pytest.raises(RunError, match="train.global_batch_sequences: 8 sequences a step cannot feed 16 ranks"):
+        check_launch(config_of(), {"WORLD_SIZE": "16"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "engine.kind: the config says 'none', the launcher --use_deepspeed"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "engine.kind: the config says 'none', the launcher --use_fsdp"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "the launcher --use_megatron_lm"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "fp16"},
+            "train.precision: the config says 'bf16', the launcher --mixed_precis",
+        ),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "the launcher says --gradient_accumulation_steps 4"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "the launcher says --dynamo_backend inductor"),
+        ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "the launcher brings --deepspeed_config_file ds.json"),
+    ],
+)
+def test_a_flag_that_contradicts_the_config_is_refused(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(RunError) as refusal:
+        check_launch(config_of(), environ)
+
+    assert message in str(refusal.value)
+
+
+def test_another_zero_stage_is_refused_with_both_values() -> None:
+    config = config_of(engine={"kind": "deepspeed", "zero_stage": 2})
+    environ = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+
+    with pytest.raises(RunError, match="engine.zero_stage: the config says 2, the launcher --zero_stage 3"):
+        check_launch(config, environ)
+
+
+def test_every_contradiction_is_told_at_once() -> None:
+    environ = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "fp16"}
+
+    with pytest.raises(RunError) as refusal:
+        check_launch(config_of(run={"expected_ranks": 2}), environ)
+
+    assert len(str(refusal.value).splitlines()) == 3
+
+
+def test_flags_that_agree_are_accepted_and_left_to_the_config() -> None:
+    environ = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_MIXED_PRECISION": "bf16", "WORLD_SIZE": "2"}
+
+    check_launch(config_of(engine={"kind": "deepspeed"}, run={"expected_ranks": 2}), environ)
+
+    assert environ == {"WORLD_SIZE": "2"}

@@ -1,0 +1,148 @@
+"""Trains a tiny model over rows that the caller wrote down, with each engine that it names; a process of its own.
+
+`python training_worker.py SPEC.json`, under torchrun for several ranks. SPEC: {rows: FILE.npz, output: DIR, engines:
+[{name, kind, zero_stage, precision}], steps, micro_batch_sequences, weighting: "targets" | "rank_means"}.
+Writes DIR/<name>.json (losses and norms) and DIR/<name>.safetensors (final weights) for each engine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from data_pipeline.config import validate
+from data_pipeline.stream.batch import Batch
+from trainer.config import TrainConfig
+from trainer.engine import Engine, load_weights, make_engine
+from trainer.model import Vocabulary, make_model
+from trainer.objectives.causal_lm import CausalLM
+from trainer.ranks import Ranks, start_ranks, stop_ranks
+from trainer.resilience import StepPolicy
+from trainer.schedule import learning_rate
+from trainer.step import Updater
+
+VOCABULARY = Vocabulary(size=97, eos_id=0, pad_id=1)
+
+
+def tiny_config(engine: dict[str, Any], *, steps: int, rows: int, micro_batch_sequences: int) -> TrainConfig:
+    """A two-layer model whose every step is clipped at first; equal for every engine but in its engine."""
+    tree = {
+        "run": {"name": engine["name"]},
+        "model": {
+            "architecture": engine.get("architecture", "llama"),
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "max_positions": 64,
+            "pad_vocab_to_multiple": 1,
+        },
+        "data": {"shards": "unused", "seq_len": 32},
+        "train": {
+            "max_steps": steps,
+            "global_batch_sequences": rows,
+            "micro_batch_sequences": micro_batch_sequences,
+            "max_grad_norm": 0.5,
+            "precision": engine.get("precision", "fp32"),
+            "schedule": {"warmup_steps": 2, "peak_lr": 3e-3, "kind": "cosine"},
+        },
+        "engine": {"kind": engine["kind"], "zero_stage": engine.get("zero_stage", 2)},
+    }
+    return validate(tree, TrainConfig, where="test")
+
+
+def micro_batches(arrays: dict[str, np.ndarray], step: int, config: TrainConfig, ranks: Ranks) -> list[Batch]:
+    """This rank's micro-batches of a step: row j goes to rank (j // micro) mod ranks, as the stream deals them."""
+    size = config.train.micro_batch_sequences
+    batches = []
+    for start in range(ranks.rank * size, config.train.global_batch_sequences, ranks.world_size * size):
+        rows = slice(start, start + size)
+        labels = np.ascontiguousarray(arrays["labels"][step, rows])
+        batches.append(
+            Batch(
+                input_ids=np.ascontiguousarray(arrays["input_ids"][step, rows]),
+                labels=labels,
+                position_ids=np.ascontiguousarray(arrays["position_ids"][step, rows]),
+                row_ids=np.arange(start, start + size),
+                num_targets=int((labels != -100).sum()),
+            )
+        )
+    return batches
+
+
+class MeanWeightedUpdater(Updater):
+    """The negative control: every rank's mean counts alike, whatever its targets; what naive trainers do."""
+
+    def _total_targets(self, micro_batches: Any) -> int:
+        ours = sum(batch.num_targets for batch in micro_batches)
+        super()._total_targets(micro_batches)
+        return ours * self.ranks.world_size
+
+
+def run(engine_spec: dict[str, Any], spec: dict[str, Any], ranks: Ranks) -> dict[str, list[float]]:
+    arrays = dict(np.load(spec["rows"]))
+    config = tiny_config(
+        engine_spec,
+        steps=spec["steps"],
+        rows=arrays["labels"].shape[1],
+        micro_batch_sequences=spec["micro_batch_sequences"],
+    )
+    model = make_model(config.model, vocabulary=VOCABULARY, kernel="sdpa", dtype=torch.float32, seed=3)
+    engine = make_engine(config, model=model.train(), ranks=ranks)
+    updater_class = MeanWeightedUpdater if spec.get("weighting") == "rank_means" else Updater
+    updater = updater_class(
+        engine=engine,
+        objective=CausalLM(kernel="sdpa", device=ranks.device),
+        policy=StepPolicy(config.policy),
+        ranks=ranks,
+        seed=1,
+        stop_requested=lambda: False,
+    )
+    losses, norms = [], []
+    for step in range(spec["steps"]):
+        lr = learning_rate(config.train.schedule, step=step, max_steps=spec["steps"])
+        metrics = updater.step(micro_batches(arrays, step, config, ranks), number=step, lr=lr)
+        losses.append(metrics.loss)
+        norms.append(metrics.grad_norm)
+    write_weights(engine, model, Path(spec["output"]), name=engine_spec["name"], ranks=ranks)
+    return {"losses": losses, "norms": norms}
+
+
+def write_weights(engine: Engine, model: Any, output: Path, *, name: str, ranks: Ranks) -> None:
+    """The final weights, through a checkpoint and the loader that evaluation uses."""
+    folder = output / f"{name}-checkpoint"
+    if ranks.is_main:
+        folder.mkdir(parents=True)
+    ranks.barrier()
+    engine.save(folder)
+    ranks.barrier()
+    if ranks.is_main:
+        fresh = type(model)(model.config)
+        load_weights(fresh, folder)
+        weights = {key: value.contiguous() for key, value in fresh.named_parameters()}
+        safetensors.torch.save_file(weights, output / f"{name}.safetensors")
+
+
+def main(path: str) -> None:
+    from accelerate.state import AcceleratorState
+
+    spec = json.loads(Path(path).read_text())
+    ranks = start_ranks(use_gpu=False)
+    for engine_spec in spec["engines"]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        figures = run(engine_spec, spec, ranks)
+        if ranks.is_main:
+            (Path(spec["output"]) / f"{engine_spec['name']}.json").write_text(json.dumps(figures))
+    stop_ranks()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1])
+    os._exit(0)

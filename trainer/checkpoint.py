@@ -1,0 +1,332 @@
+"""Checkpoints that are whole or invisible (law 9): save, commit, find, verify, choose, prune.
+
+    checkpoints/step-00001000/    model, optimizer (the engine's files), state.json, config.yaml ...
+                     COMPLETE     names every file with its size and hash; written last
+
+A folder without COMPLETE is unfinished work. Nothing is loaded from a folder that was not verified. What the engine's
+files mean is not known here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from data_pipeline import disk
+from data_pipeline.config import Config
+from data_pipeline.disk import FileRecord
+from data_pipeline.stage import fingerprint
+from trainer.errors import RunError
+
+if TYPE_CHECKING:  # torch is not needed to find and verify a checkpoint
+    from trainer.ranks import Ranks
+
+COMPLETE_NAME = "COMPLETE"
+STATE_NAME = "state.json"
+DAMAGED_PREFIX = "damaged-"
+FORMAT_VERSION = 1
+
+# What torch, safetensors and DeepSpeed load; one that COMPLETE does not name is never let through.
+LOADED_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".pkl", ".ckpt", ".safetensors"})
+
+_STEP_NAME = re.compile(r"step-(\d{8,})")
+
+WriteEngine = Callable[[Path], list[FileRecord]]
+Marker = dict[str, Any]
+
+
+class CheckpointConfig(Config):
+    """How often a checkpoint is saved, and which ones stay."""
+
+    every_steps: int = Field(default=500, ge=1)
+    keep_last: int = Field(default=3, ge=1)
+    keep_best: bool = True
+
+
+class CheckpointError(RunError):
+    """A checkpoint that can't be saved, or none that can be loaded."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The checkpoint to go on from (None: a fresh start), and a line for each fault of newer ones passed over."""
+
+    path: Path | None
+    damaged: list[str]
+
+
+def step_name(step: int) -> str:
+    """The folder's name; as text it sorts like the step."""
+    return f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint folder's name says."""
+    match = _STEP_NAME.fullmatch(folder.name)
+    if match is None:
+        raise CheckpointError(f"{folder}: not a checkpoint folder; its name must be like {step_name(1000)}")
+    return int(match.group(1))
+
+
+def save(
+    checkpoints: Path,
+    *,
+    step: int,
+    state: Mapping[str, Any],
+    write_engine: WriteEngine,
+    extra_files: Mapping[str, bytes],
+    ranks: Ranks,
+) -> Path:
+    """A complete checkpoint of `step`; every rank calls it, and all return or all raise.
+
+    `write_engine` writes this rank's files into the folder through `disk`; an error of one rank must not keep the
+    others waiting inside it. `state` and `extra_files` are rank 0's. A sound checkpoint of this step stays as it is:
+    it was made by the same steps, and removing it first would leave a moment without.
+
+    Raises:
+        CheckpointError: some rank failed. Nothing is committed, the checkpoint before stands.
+    """
+    folder = checkpoints / step_name(step)
+    if _is_sound(folder, ranks):
+        return folder
+    attempt = _Attempt(folder, ranks)
+    attempt.phase(lambda: _make_empty(folder) if ranks.is_main else [])
+    records = attempt.phase(lambda: write_engine(folder))
+    attempt.phase(lambda: _commit(folder, step, records, state, extra_files) if ranks.is_main else [])
+    return folder
+
+
+def _is_sound(folder: Path, ranks: Ranks) -> bool:
+    exists = ranks.broadcast_object(folder.is_dir() and (folder / COMPLETE_NAME).is_file())
+    return exists and not verify(folder, ranks)
+
+
+class _Attempt:
+    """One try at a save: what every rank does in each phase, and the agreement on whether it worked."""
+
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self._folder = folder
+        self._ranks = ranks
+
+    def phase(self, action: Callable[[], list[FileRecord]]) -> list[FileRecord]:
+        """Every rank's records once all are through `action`; where one failed, all raise the same."""
+        records: list[FileRecord] = []
+        failure = ""
+        try:
+            records = action()
+        except Exception as error:  # whatever it is, the other ranks wait to hear of it
+            failure = f"{error}" if isinstance(error, (OSError, RunError)) else f"{type(error).__name__}: {error}"
+        outcomes = self._ranks.gather_objects((records, failure))
+        failures = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(outcomes) if text]
+        if failures:
+            self._give_up(failures)
+        return [record for theirs, _ in outcomes for record in theirs]
+
+    def _give_up(self, failures: list[str]) -> None:
+        before = next(iter(find_complete(self._folder.parent)), None)
+        stands = f"the checkpoint before, {before.name}, stands" if before else "there is no checkpoint before"
+        self._ranks.barrier()
+        if self._ranks.is_main:
+            with contextlib.suppress(OSError):
+                disk.remove_tree(self._folder)
+        message = f"{self._folder}: not saved: {'; '.join(failures)}; {stands}, and a new start goes on from there"
+        raise CheckpointError(message, told_by_main=not self._ranks.is_main)
+
+
+def _make_empty(folder: Path) -> list[FileRecord]:
+    """An empty folder for the save; what a killed save left there goes first."""
+    if folder.exists():
+        disk.remove_tree(folder)
+    folder.mkdir(parents=True)
+    disk.sync_folder(folder.parent)
+    return []
+
+
+def _commit(
+    folder: Path, step: int, records: list[FileRecord], state: Mapping[str, Any], extra_files: Mapping[str, bytes]
+) -> list[FileRecord]:
+    """Rank 0's own files, then every folder's names on the disk, then COMPLETE."""
+    ours = [disk.write_json(folder / STATE_NAME, dict(state))]
+    ours += [disk.write_bytes(folder / name, data) for name, data in extra_files.items()]
+    files = sorted([*records, *ours], key=lambda record: record.name)
+    _check_written(folder, files)
+    for inner in sorted(path for path in folder.rglob("*") if path.is_dir()):
+        disk.sync_folder(inner)
+    disk.sync_folder(folder)
+    disk.sync_folder(folder.parent)
+    marker = {"format_version": FORMAT_VERSION, "step": step, "files": [asdict(record) for record in files]}
+    disk.write_bytes(folder / COMPLETE_NAME, _marker_text(marker).encode())
+    return ours
+
+
+def _check_written(folder: Path, files: list[FileRecord]) -> None:
+    """Refuse to vouch for files that rank 0 does not see as they were written, or that nobody told of."""
+    names = [record.name for record in files]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise CheckpointError(f"two ranks wrote {', '.join(twice)}; each file belongs to one rank")
+    for record in files:
+        path = folder / record.name
+        found = path.stat().st_size if path.is_file() else None
+        if found != record.num_bytes:
+            raise CheckpointError(
+                f"{path}: rank 0 finds {'no file' if found is None else f'{found:,} bytes'}, {record.num_bytes:,} were "
+                "written; put the run folder on a file system that all nodes share"
+            )
+    if strays := _stray_files(folder, set(names)):
+        raise CheckpointError(f"{strays[0]}: written without its hash; the engine must report every file")
+
+
+def _stray_files(folder: Path, names: set[str]) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix in LOADED_SUFFIXES and path.is_file() and str(path.relative_to(folder)) not in names
+    )
+
+
+def _marker_text(marker: Marker) -> str:
+    """The one text of a marker, with a hash over itself."""
+    body = {key: value for key, value in marker.items() if key != "sha256"}
+    return json.dumps({**body, "sha256": fingerprint(body)}, ensure_ascii=False, indent=1) + "\n"
+
+
+def _read_marker(folder: Path) -> tuple[Marker, str]:
+    """COMPLETE's content, and what is wrong with it ("" if nothing)."""
+    path = folder / COMPLETE_NAME
+    try:
+        data = path.read_bytes()
+        marker = json.loads(data)
+        is_ours = isinstance(marker, dict) and _marker_text(marker).encode() == data
+    except OSError as error:
+        return {}, f"{path}: cannot be read: {error.strerror}"
+    except ValueError:
+        is_ours = False
+    if not is_ours:
+        return {}, f"{path}: its content does not match the hash that it holds"
+    if marker["format_version"] != FORMAT_VERSION:
+        found = marker["format_version"]
+        return (
+            {},
+            f"{path}: format_version is {found}, this program reads {FORMAT_VERSION}; use the version that wrote it",
+        )
+    if marker["step"] != step_of(folder):
+        return {}, f"{path}: says step {marker['step']}; the folder was renamed"
+    return marker, ""
+
+
+def _step_folders(checkpoints: Path) -> list[Path]:
+    """Folders named like a checkpoint, newest first."""
+    if not checkpoints.is_dir():
+        return []
+    found = [path for path in checkpoints.iterdir() if _STEP_NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def find_complete(checkpoints: Path) -> list[Path]:
+    """Checkpoints whose COMPLETE is there and sound, newest first; their files are not read."""
+    return [folder for folder in _step_folders(checkpoints) if not _read_marker(folder)[1]]
+
+
+def verify(folder: Path, ranks: Ranks | None = None) -> list[str]:
+    """A line for each fault of a checkpoint, [] if every file is as it was saved.
+
+    With `ranks`, each rank reads its share of the files and all return the same.
+    """
+    marker, fault = _read_marker(folder)
+    if ranks is not None:
+        marker, fault = ranks.broadcast_object((marker, fault))
+    if fault:
+        return [fault]
+    largest_first = sorted(marker["files"], key=lambda entry: entry["num_bytes"], reverse=True)
+    ours = largest_first if ranks is None else largest_first[ranks.rank :: ranks.world_size]
+    faults = [fault for entry in ours if (fault := _file_fault(folder, entry))]
+    if ranks is None or ranks.is_main:
+        names = {entry["name"] for entry in marker["files"]}
+        faults += [f"{path}: not named in {COMPLETE_NAME}" for path in _stray_files(folder, names)]
+    return faults if ranks is None else [fault for theirs in ranks.gather_objects(faults) for fault in theirs]
+
+
+def _file_fault(folder: Path, entry: Mapping[str, Any]) -> str:
+    path = folder / entry["name"]
+    try:
+        found_bytes = path.stat().st_size
+        if found_bytes != entry["num_bytes"]:
+            return f"{path}: {found_bytes:,} bytes, {COMPLETE_NAME} says {entry['num_bytes']:,}"
+        found = disk.sha256_of(path)
+    except OSError as error:
+        return f"{path}: cannot be read: {error.strerror}"
+    if found != entry["sha256"]:
+        return f"{path}: sha256 is {found[:12]}…, {COMPLETE_NAME} says {entry['sha256'][:12]}…"
+    return ""
+
+
+def choose(checkpoints: Path, ranks: Ranks) -> Chosen:
+    """The newest checkpoint that is sound to the last byte; every rank calls it and gets the same.
+
+    Newer damaged ones are set aside under another name, unfinished ones are removed.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is sound: training from scratch must be a person's decision.
+    """
+    marked = [folder for folder in _step_folders(checkpoints) if (folder / COMPLETE_NAME).exists()]
+    marked = ranks.broadcast_object(marked)
+    damaged: dict[Path, list[str]] = {}
+    chosen = None
+    for folder in marked:
+        if not (faults := verify(folder, ranks)):
+            chosen = folder
+            break
+        damaged[folder] = faults
+    lines = [line for faults in damaged.values() for line in faults]
+    if chosen is None and damaged:
+        raise CheckpointError(
+            "\n".join(lines) + f"\n{checkpoints}: none of {len(damaged)} checkpoints is sound; restore the files, or "
+            "give a new run.name to train from the start",
+            told_by_main=not ranks.is_main,
+        )
+    ranks.on_main(lambda: _tidy(checkpoints, damaged=list(damaged)))
+    return Chosen(path=chosen, damaged=lines)
+
+
+def _tidy(checkpoints: Path, *, damaged: list[Path]) -> None:
+    """Set damaged checkpoints aside, so that pruning never counts them, and remove what killed saves left."""
+    for folder in damaged:
+        aside = folder.with_name(DAMAGED_PREFIX + folder.name)
+        if aside.exists():
+            disk.remove_tree(aside)
+        disk.rename(folder, aside)
+    for folder in _step_folders(checkpoints):
+        if not (folder / COMPLETE_NAME).exists():
+            disk.remove_tree(folder)
+    for leftover in checkpoints.glob(".*step-*.removed"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of a verified checkpoint."""
+    state: dict[str, Any] = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
+    return state
+
+
+def prune(checkpoints: Path, *, keep_last: int, best: int | None) -> list[str]:
+    """Remove all but the last `keep_last` checkpoints and that of step `best`, oldest first.
+
+    Returns a line for each that could not be removed: that is no reason to end a run.
+    """
+    kept_back = []
+    for folder in reversed(find_complete(checkpoints)[keep_last:]):
+        if step_of(folder) == best:
+            continue
+        try:
+            disk.remove_tree(folder)
+        except OSError as error:
+            kept_back.append(f"{folder}: could not be removed: {error}")
+    return kept_back

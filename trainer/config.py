@@ -1,0 +1,88 @@
+"""TrainConfig, the root of a run. Each part's class stands beside the part; here they are only composed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from data_pipeline.config import Config
+from trainer.checkpoint import CheckpointConfig
+from trainer.engine_config import EngineConfig
+from trainer.metrics import LoggingConfig
+from trainer.model_config import ModelConfig
+from trainer.resilience import StepPolicyConfig
+from trainer.schedule import OptimizerConfig, ScheduleConfig
+
+
+class RunConfig(Config):
+    """Where the run lives: `folder`/`name`. The same folder and the same config resume."""
+
+    name: str = Field(pattern=r"^[^/\x00\n]+$")
+    folder: str = "runs"
+    expected_ranks: int | None = Field(default=None, ge=1)
+
+
+class DataConfig(Config):
+    """Rows of `seq_len` inputs from a finished shards folder."""
+
+    shards: str
+    seq_len: int = Field(ge=8)
+    packing: Literal["concatenated", "best_fit"] = "best_fit"
+
+
+class StepsConfig(Config):
+    """What a step is and how many there are. A step is `global_batch_sequences` rows, whatever the ranks."""
+
+    max_steps: int = Field(ge=1)
+    global_batch_sequences: int = Field(ge=1)
+    micro_batch_sequences: int = Field(ge=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    gradient_checkpointing: bool = False
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class EvaluationConfig(Config):
+    """Loss and bits per byte over whole held-out documents, every `every_steps` steps and at the end."""
+
+    every_steps: int = Field(default=500, ge=1)
+    max_documents: int = Field(default=2000, ge=1)
+    micro_batch_sequences: int | None = Field(default=None, ge=1)
+    """None: as train.micro_batch_sequences, filled in when the config is resolved."""
+
+
+class TrainConfig(Config):
+    """One run of one stage, as `runs/<name>/config.yaml` keeps it."""
+
+    run: RunConfig
+    stage: Literal["pretrain"] = "pretrain"
+    seed: int = Field(default=1, ge=0)
+    model: ModelConfig
+    data: DataConfig
+    train: StepsConfig
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    policy: StepPolicyConfig = StepPolicyConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> TrainConfig:
+        steps = self.train
+        if steps.micro_batch_sequences > steps.global_batch_sequences:
+            raise ValueError(
+                f"train.micro_batch_sequences is {steps.micro_batch_sequences}, but a whole step has "
+                f"train.global_batch_sequences {steps.global_batch_sequences}; make it no larger"
+            )
+        schedule = steps.schedule
+        if schedule.kind == "wsd" and schedule.warmup_steps + schedule.decay_steps > steps.max_steps:
+            raise ValueError(
+                f"train.schedule: warmup_steps {schedule.warmup_steps} + decay_steps {schedule.decay_steps} exceed "
+                f"train.max_steps {steps.max_steps}; shorten them"
+            )
+        if self.evaluation.micro_batch_sequences is None:
+            evaluation = self.evaluation.model_copy(update={"micro_batch_sequences": steps.micro_batch_sequences})
+            object.__setattr__(self, "evaluation", evaluation)
+        return self

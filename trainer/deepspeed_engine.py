@@ -1,0 +1,212 @@
+"""DeepSpeed's ZeRO behind the engine's verbs; the only module that knows DeepSpeed's internals.
+
+Its gradient norm is computed inside `step()`, it skips only non-finite updates and only after the fact, and
+accelerate's wrapper steps inside `backward`: so the norm and the discarding are done here, by what DeepSpeed 0.19 has.
+tests/trainer/test_engine.py pins what is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from data_pipeline import disk
+from data_pipeline.disk import FileRecord
+from trainer.config import TrainConfig
+from trainer.engine import DEEPSPEED_TAG
+from trainer.ranks import Ranks
+from trainer.schedule import make_optimizer, set_learning_rate
+
+
+class _Gradients(Protocol):
+    """The summed gradient that one of DeepSpeed's optimizers holds."""
+
+    def norm(self) -> Any: ...
+
+    def discard(self) -> None: ...
+
+
+class _Stage12:
+    """DeepSpeedZeroOptimizer: stages 1 and 2. Discards as its own step does after an overflow."""
+
+    def __init__(self, zero: Any) -> None:
+        self._zero = zero
+
+    def norm(self) -> Any:
+        return self._zero.scaled_global_norm()
+
+    def discard(self) -> None:
+        from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
+
+        zero = self._zero
+        zero.micro_step_id = INITIAL_MICRO_STEP_ID
+        zero.zero_grad(set_to_none=True)
+        zero._release_preflattened_grad_buffers()
+        if zero.cpu_offload:
+            zero._wait_for_offload_copies()
+            zero._offload_accumulated_param_ids = set()
+            zero.reset_cpu_buffers()
+            return
+        for group in zero.averaged_gradients:
+            zero.averaged_gradients[group] = None
+            zero.all_grad_tensors[group] = None
+
+
+class _Stage3:
+    """DeepSpeedZeroOptimizer_Stage3. Its own step first drops gathered parameters, then cleans up an overflow."""
+
+    def __init__(self, zero: Any) -> None:
+        self._zero = zero
+
+    def norm(self) -> Any:
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        return combine_grad_norm_groups(self._zero._get_norm_groups())
+
+    def discard(self) -> None:
+        self._zero._pre_step()
+        self._zero._partition_all_parameters()
+        self._zero._overflow_clean_up(1.0)
+
+
+class _Bf16Stage1:
+    """BF16_Optimizer, which DeepSpeed takes for stage 1 under bf16: whole float32 gradients, a sharded optimizer."""
+
+    def __init__(self, zero: Any) -> None:
+        self._zero = zero
+
+    def norm(self) -> Any:
+        from deepspeed.runtime.utils import get_global_norm_of_tensors
+
+        gradients, _ = self._zero.get_grads_for_norm()
+        return get_global_norm_of_tensors(gradients)
+
+    def discard(self) -> None:
+        self._zero.zero_grad(set_to_none=True)
+
+
+def _gradients_of(zero: Any) -> _Gradients:
+    kinds = {
+        "DeepSpeedZeroOptimizer": _Stage12,
+        "DeepSpeedZeroOptimizer_Stage3": _Stage3,
+        "BF16_Optimizer": _Bf16Stage1,
+    }
+    return kinds[type(zero).__name__](zero)
+
+
+class DeepSpeedEngine:
+    """ZeRO 1-3 by a plugin that is built here, from the run's config alone."""
+
+    def __init__(self, config: TrainConfig, *, model: nn.Module, ranks: Ranks) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+        plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config), zero3_init_flag=False)
+        # Without a named backend accelerate sees one process on a CPU, and cpu=True would turn DeepSpeed off.
+        backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+        accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend=backend)])
+        optimizer = make_optimizer(model, config.train.optimizer, device=ranks.device)
+        wrapped, _ = accelerator.prepare(model, optimizer)
+        self.module = wrapped
+        self.model = wrapped.module
+        self._engine = wrapped
+        self._zero = wrapped.optimizer
+        self._gradients = _gradients_of(self._zero)
+
+    def begin_micro_batch(self, *, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def grad_norm(self) -> float:
+        norm = float(self._gradients.norm())
+        # DeepSpeed marks a norm that is not finite by a negative number.
+        return math.inf if norm < 0 else norm
+
+    def apply(self, *, lr: float) -> None:
+        set_learning_rate(self._zero.param_groups, lr)
+        self._engine.step()
+
+    def discard(self) -> None:
+        self._gradients.discard()
+
+    def save(self, folder: Path) -> list[FileRecord]:
+        with _durable_checkpoint_engine(self._engine, folder) as written:
+            self._engine.save_checkpoint(str(folder), tag=DEEPSPEED_TAG, save_latest=False)
+        if written.error is not None:
+            raise written.error
+        return written.records
+
+    def load(self, folder: Path) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag=DEEPSPEED_TAG, load_lr_scheduler_states=False)
+        assert path is not None, "the checkpoint was verified before"
+
+
+def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
+    """DeepSpeed's own config of a run; every key that a launcher could bring is set here."""
+    bucket = config.engine.bucket_mb * 1024 * 1024 // 2
+    zero: dict[str, Any] = {
+        "stage": config.engine.zero_stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
+    if config.engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.train.precision == "bf16"},
+        "gradient_clipping": config.train.max_grad_norm,
+        # Accumulation is the loop's: each backward says by itself whether it is the last of its step.
+        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": config.train.micro_batch_sequences,
+        # Sums over micro-batches and ranks in float32, as law 6 wants them.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        # torch's AdamW as it is; else accelerate swaps in an op that must be compiled first.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**62,
+        "wall_clock_breakdown": False,
+    }
+
+
+class _Written:
+    def __init__(self) -> None:
+        self.records: list[FileRecord] = []
+        self.error: BaseException | None = None
+
+
+@contextmanager
+def _durable_checkpoint_engine(engine: Any, folder: Path) -> Iterator[_Written]:
+    """Send DeepSpeed's writes through `disk`, and hold an error back until every rank is through its barriers."""
+    written = _Written()
+    original, copy_script = engine.checkpoint_engine, engine._copy_recovery_script
+
+    def save(state_dict: Any, path: str) -> None:
+        target = Path(path)
+        try:
+            with disk.durable_file(target) as file:
+                torch.save(state_dict, file)
+            written.records.append(file.record(str(target.relative_to(folder))))
+        except OSError as error:
+            written.error = written.error or error
+
+    class DurableWriter(type(original)):  # type: ignore[misc]
+        def save(self, state_dict: Any, path: str) -> None:
+            save(state_dict, path)
+
+    engine.checkpoint_engine = DurableWriter()
+    engine._copy_recovery_script = lambda save_path: None  # a script is no part of a checkpoint
+    try:
+        yield written
+    finally:
+        engine.checkpoint_engine, engine._copy_recovery_script = original, copy_script

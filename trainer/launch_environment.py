@@ -1,0 +1,92 @@
+"""What a launcher says through the environment, checked against the config before anything is loaded.
+
+The config decides the engine, the launcher decides only the ranks. Flags of `accelerate launch` arrive as ACCELERATE_*
+variables; those that would change the engine, the precision or the accumulation are refused with both values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, MutableMapping
+
+from trainer.config import TrainConfig
+from trainer.errors import RunError
+
+_TRUE = {"1", "true", "yes", "on"}
+
+
+def check_launch(config: TrainConfig, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Refuse an environment that contradicts `config`, then take out what accelerate would act on by itself.
+
+    Raises:
+        RunError: every contradiction at once, each with both values.
+    """
+    faults = [*_rank_faults(config, environ), *_flag_faults(config, environ)]
+    if faults:
+        raise RunError("\n".join(faults))
+    for name in _ENGINE_VARIABLES:
+        environ.pop(name, None)
+
+
+_ENGINE_VARIABLES = (
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE",
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE",
+    "ACCELERATE_CONFIG_DS_FIELDS",
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_MIXED_PRECISION",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+    "ACCELERATE_DYNAMO_BACKEND",
+)
+
+
+def _rank_faults(config: TrainConfig, environ: MutableMapping[str, str]) -> Iterator[str]:
+    world_size = int(environ.get("WORLD_SIZE", 1))
+    expected = config.run.expected_ranks
+    if expected is not None and expected != world_size:
+        yield (
+            f"run.expected_ranks: the config expects {expected} ranks, but WORLD_SIZE is {world_size}; start as many "
+            "as expected, or change the key ('accelerate launch --cpu --num_processes N' starts one process only: "
+            "the README has the line that starts several)"
+        )
+    if config.train.global_batch_sequences < world_size:
+        yield (
+            f"train.global_batch_sequences: {config.train.global_batch_sequences} sequences a step cannot feed "
+            f"{world_size} ranks; raise it to {world_size} or more, or start fewer ranks"
+        )
+
+
+def _flag_faults(config: TrainConfig, environ: MutableMapping[str, str]) -> Iterator[str]:
+    kind, stage = config.engine.kind, config.engine.zero_stage
+    wants_deepspeed = _is_on(environ, "ACCELERATE_USE_DEEPSPEED")
+    if wants_deepspeed and kind != "deepspeed":
+        yield f"engine.kind: the config says {kind!r}, the launcher --use_deepspeed; drop the flag or set the key"
+    launched_stage = environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if wants_deepspeed and kind == "deepspeed" and launched_stage not in (None, str(stage)):
+        yield f"engine.zero_stage: the config says {stage}, the launcher --zero_stage {launched_stage}; drop the flag"
+    if environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
+        file = environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"]
+        yield f"engine: the launcher brings --deepspeed_config_file {file}, but the run's config decides; drop the flag"
+    for name, flag in (("ACCELERATE_USE_FSDP", "--use_fsdp"), ("ACCELERATE_USE_MEGATRON_LM", "--use_megatron_lm")):
+        if _is_on(environ, name):
+            yield f"engine.kind: the config says {kind!r}, the launcher {flag}; drop the flag"
+    precision = environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", config.train.precision):
+        yield (
+            f"train.precision: the config says {config.train.precision!r}, the launcher --mixed_precision "
+            f"{precision}; drop the flag or set the key"
+        )
+    accumulation = environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if accumulation != "1":
+        yield (
+            f"train.micro_batch_sequences: the launcher says --gradient_accumulation_steps {accumulation}, but it "
+            "follows from global_batch_sequences, micro_batch_sequences and the ranks; drop the flag"
+        )
+    dynamo = environ.get("ACCELERATE_DYNAMO_BACKEND", "NO").upper()
+    if dynamo != "NO":
+        yield f"train: the launcher says --dynamo_backend {dynamo.lower()}, the config has none; drop the flag"
+
+
+def _is_on(environ: MutableMapping[str, str], name: str) -> bool:
+    return environ.get(name, "false").lower() in _TRUE

@@ -1,0 +1,127 @@
+"""The story of a run, top to bottom: evaluate, save, stop, step, log. Knows no stage, no engine and no launcher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer import checkpoint
+from trainer.evaluate import evaluate
+from trainer.journal import Journal
+from trainer.schedule import learning_rate
+from trainer.setup import Run
+from trainer.step import Updater
+
+Asked = Callable[[], bool]
+
+
+def train(run: Run, journal: Journal, *, checkpoints: Path, stop_requested: Asked) -> bool:
+    """Train until max_steps; False where a signal ended it before. The last finished step stands saved either way."""
+    updater = _updater(run, stop_requested)
+    stopping = run.ranks.any(stop_requested())
+    while not stopping:
+        if _evaluation_due(run):
+            stopping = not _evaluate(run, journal, stop_requested)
+        if not stopping and _save_due(run):
+            _save(run, journal, checkpoints)
+        if stopping or _is_finished(run):
+            break
+        stopping = _step(run, updater, journal)
+        if run.policy.is_exhausted:
+            break
+    if run.progress.step not in (0, run.progress.saved_step):
+        _save(run, journal, checkpoints)
+    run.policy.check_consecutive()
+    return _is_finished(run) and not stopping
+
+
+def _updater(run: Run, stop_requested: Asked) -> Updater:
+    return Updater(
+        engine=run.engine,
+        objective=run.objective,
+        policy=run.policy,
+        ranks=run.ranks,
+        seed=run.config.seed,
+        stop_requested=stop_requested,
+    )
+
+
+def _is_finished(run: Run) -> bool:
+    return run.progress.step >= run.config.train.max_steps
+
+
+def _evaluation_due(run: Run) -> bool:
+    step = run.progress.step
+    on_schedule = step > 0 and step % run.config.evaluation.every_steps == 0
+    return (on_schedule or _is_finished(run)) and run.progress.evaluated_step != step
+
+
+def _save_due(run: Run) -> bool:
+    step, config = run.progress.step, run.config.checkpoint
+    on_schedule = step > 0 and step % config.every_steps == 0
+    is_best = config.keep_best and run.progress.best_step == step
+    return (on_schedule or is_best or _is_finished(run)) and run.progress.saved_step != step
+
+
+def _step(run: Run, updater: Updater, journal: Journal) -> bool:
+    """One update over the stream's current rows; whether some rank was asked to stop."""
+    config, progress = run.config, run.progress
+    lr = learning_rate(config.train.schedule, step=progress.step, max_steps=config.train.max_steps)
+    micro_batches = run.stream.batches(
+        dp_rank=run.ranks.rank,
+        dp_world_size=run.ranks.world_size,
+        micro_batch_sequences=config.train.micro_batch_sequences,
+    )
+    metrics = updater.step(micro_batches, number=progress.step, lr=lr)
+    if metrics.skipped:
+        journal.skipped(metrics, step=progress.step, row_ids=run.stream.step_row_ids())
+    run.stream.advance()
+    progress.step += 1
+    progress.tokens += metrics.num_targets
+    journal.step(metrics, progress=progress, lr=lr, epoch=run.stream.epoch)
+    return metrics.stop_requested
+
+
+def _evaluate(run: Run, journal: Journal, stop_requested: Asked) -> bool:
+    """Score the held-out documents and note the best step; False where a signal interrupted it."""
+    started = time.perf_counter()
+    micro_batch_sequences = run.config.evaluation.micro_batch_sequences
+    assert micro_batch_sequences is not None, "the config resolves it"
+    result = evaluate(
+        run.engine.module,
+        run.heldout,
+        objective=run.objective,
+        ranks=run.ranks,
+        micro_batch_sequences=micro_batch_sequences,
+        stop_requested=stop_requested,
+    )
+    if result is None:
+        return False
+    is_best = run.progress.note_evaluation(loss=result.loss)
+    journal.evaluation(result, step=run.progress.step, is_best=is_best, seconds=time.perf_counter() - started)
+    return True
+
+
+def _save(run: Run, journal: Journal, checkpoints: Path) -> None:
+    """A complete checkpoint of the current step, then the old ones that nobody needs are removed."""
+    started = time.perf_counter()
+    progress, config = run.progress, run.config.checkpoint
+    previous, progress.saved_step = progress.saved_step, progress.step
+    try:
+        checkpoint.save(
+            checkpoints,
+            step=progress.step,
+            state=run.state_dict(),
+            write_engine=run.engine.save,
+            extra_files=journal.checkpoint_files(),
+            ranks=run.ranks,
+        )
+    except BaseException:
+        progress.saved_step = previous
+        raise
+    best = progress.best_step if config.keep_best and progress.best_step >= 0 else None
+    if run.ranks.is_main:
+        for line in checkpoint.prune(checkpoints, keep_last=config.keep_last, best=best):
+            journal.event(kind="not_pruned", step=progress.step, detail=line, action="left in place")
+    journal.saved(step=progress.step, seconds=time.perf_counter() - started)

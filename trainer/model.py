@@ -1,0 +1,228 @@
+"""Build or load the weights; say what each attention kernel needs; prove that packed documents don't see each other.
+
+transformers makes the models. What a batch means to a loss is the objective's business.
+Shapes: B rows, T inputs a row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_pipeline.stream.batch import Batch
+from trainer.errors import RunError
+from trainer.model_config import ModelConfig
+
+Kernel = Literal["flash_attention_2", "sdpa"]
+
+# Attention kernels with a varlen form start at this compute capability (A100).
+_FLASH_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """The attention kernel of a run, and why it is this one."""
+
+    kernel: Kernel
+    reason: str
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the model must know of the tokenizer that made the shards."""
+
+    size: int
+    eos_id: int
+    pad_id: int
+
+
+def choose_attention(config: ModelConfig, *, device: torch.device, precision: str) -> KernelChoice:
+    """The kernel that `model.attention` names, or for `auto` the fastest that keeps documents apart here.
+
+    Raises:
+        RunError: flash_attention_2 is asked for, but the card, the package or the precision is missing.
+    """
+    obstacle = _flash_obstacle(device, precision)
+    if config.attention == "flash_attention_2" and obstacle is not None:
+        raise RunError(f"model.attention: flash_attention_2 cannot run here: {obstacle}; use 'auto' or 'sdpa'")
+    if config.attention == "sdpa":
+        return KernelChoice("sdpa", "the config asks for it")
+    if obstacle is not None:
+        return KernelChoice("sdpa", obstacle)
+    return KernelChoice("flash_attention_2", "flash-attn and a card of compute capability 8.0 or newer are here")
+
+
+def _flash_obstacle(device: torch.device, precision: str) -> str | None:
+    if device.type != "cuda":
+        return "no CUDA device"
+    if importlib.util.find_spec("flash_attn") is None:
+        return "the package flash-attn is not installed"
+    if (capability := torch.cuda.get_device_capability(device)) < _FLASH_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]} is older than 8.0"
+    if precision == "fp32":
+        return "flash-attn has no fp32 kernels"
+    return None
+
+
+def packed_inputs(batch: Batch, *, kernel: Kernel, device: torch.device) -> dict[str, Any]:
+    """The keyword arguments that make `kernel` keep law 4 for the packed rows of `batch`.
+
+    sdpa reads the documents' boundaries from restarting position_ids, but only without a mask and without a cache.
+    flash_attention_2 takes one flat row of B*T inputs and all four boundary arguments: position_ids alone are read
+    only at batch size 1, and cost a device synchronisation in each layer.
+    """
+    input_ids = torch.from_numpy(batch.input_ids)
+    position_ids = torch.from_numpy(batch.position_ids)
+    inputs: dict[str, Any] = {"attention_mask": None, "use_cache": False}
+    if kernel == "sdpa":
+        return inputs | {"input_ids": _to(input_ids, device), "position_ids": _to(position_ids, device)}
+    starts = np.flatnonzero(batch.position_ids.reshape(-1) == 0)
+    boundaries = np.append(starts, batch.position_ids.size).astype(np.int32)
+    longest = int(np.diff(boundaries).max())
+    cu_seq_lens = _to(torch.from_numpy(boundaries), device)
+    return inputs | {
+        "input_ids": _to(input_ids.reshape(1, -1), device),
+        "position_ids": _to(position_ids.reshape(1, -1), device),
+        "cu_seq_lens_q": cu_seq_lens,
+        "cu_seq_lens_k": cu_seq_lens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    # On a CPU the tensor shares the stream's buffer, which is used again only when nobody holds it.
+    return tensor.to(device)
+
+
+def make_model(
+    config: ModelConfig, *, vocabulary: Vocabulary, kernel: Kernel, dtype: torch.dtype, seed: int
+) -> nn.Module:
+    """The model that `config` describes: new weights, a pure function of `seed`, or those of `model.from`."""
+    if config.source is not None:
+        return _load(config, vocabulary=vocabulary, kernel=kernel, dtype=dtype)
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    described = describe(config, vocabulary=vocabulary)
+    # float32 whatever the precision, so that one seed gives the same weights to every engine.
+    model: nn.Module = AutoModelForCausalLM.from_config(described, attn_implementation=kernel, dtype=torch.float32)
+    return model
+
+
+def describe(config: ModelConfig, *, vocabulary: Vocabulary) -> Any:
+    """The transformers config of a new model."""
+    from transformers import GPTNeoXConfig, LlamaConfig
+
+    multiple = config.pad_vocab_to_multiple
+    shared = dict(
+        vocab_size=-(-vocabulary.size // multiple) * multiple,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.feed_forward_size,
+        max_position_embeddings=config.max_positions,
+        initializer_range=config.initializer_range,
+        tie_word_embeddings=config.tie_embeddings,
+        attention_dropout=config.dropout,
+        bos_token_id=vocabulary.eos_id,
+        eos_token_id=vocabulary.eos_id,
+        pad_token_id=vocabulary.pad_id,
+    )
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.architecture == "gpt_neox":
+        rope = rope | {"partial_rotary_factor": 0.25}
+        return GPTNeoXConfig(**shared, hidden_dropout=config.dropout, rope_parameters=rope)
+    return LlamaConfig(**shared, num_key_value_heads=config.key_value_heads, rope_parameters=rope)
+
+
+def _load(config: ModelConfig, *, vocabulary: Vocabulary, kernel: Kernel, dtype: torch.dtype) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    source = str(config.source)
+    if config.trust_remote_code:
+        print(f"model.trust_remote_code: code that {source} brings will run in this process", flush=True)
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            attn_implementation=kernel,
+            dtype=dtype,
+        )
+    except (OSError, ValueError) as error:
+        kind = "a folder without a loadable model" if Path(source).is_dir() else "neither a folder here nor a hub model"
+        first_line = str(error).strip().splitlines()[0]
+        raise RunError(f"model.from: {source!r} is {kind}: {first_line}; check the path or the name") from None
+    have = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator, union-attr]
+    have = int(getattr(model.config, "vocab_size", have))
+    if have < vocabulary.size:
+        raise RunError(
+            f"model.from: {source!r} has {have:,} embedding rows, but the shards' tokenizer has {vocabulary.size:,} "
+            "tokens; build the shards with the model's own tokenizer"
+        )
+    return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All parameters, tied ones once, by their logical shape (ZeRO-3 holds a slice of each)."""
+    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in model.parameters())
+
+
+def flops_per_token(model: nn.Module, *, seq_len: int) -> float:
+    """Training FLOPs a token, forward and backward: 6 N + 12 L H T.
+
+    Chowdhery et al. 2022, "PaLM", appendix B: N the parameters that multiply (the input embedding is a lookup, the
+    head a product even where it is tied), L layers of width H, T the row's length. Recomputation does not count, and
+    attention counts as if it were dense over the row, as the peers' published figures do.
+    """
+    described = model.config
+    embedding = described.vocab_size * described.hidden_size
+    multiplying = count_parameters(model) - (0 if described.tie_word_embeddings else embedding)
+    attention = 12 * described.num_hidden_layers * described.hidden_size * seq_len
+    return 6.0 * multiplying + float(attention)
+
+
+@torch.no_grad()
+def check_documents_apart(model: nn.Module, *, kernel: Kernel, device: torch.device, vocab_size: int) -> None:
+    """Law 4 on the real model and kernel: other tokens in document 1 move no logit of document 2 by a bit.
+
+    Raises:
+        RunError: they do; training on packed rows would let documents read each other.
+    """
+    length, border = 48, 24
+    generator = np.random.default_rng(0)
+    first, second = generator.integers(0, vocab_size, (2, 1, length))
+    second[:, border:] = first[:, border:]
+    positions = np.concatenate([np.arange(border), np.arange(length - border)])[None, :]
+    was_training = model.training
+    model.eval()
+    logits = [_probe_logits(model, ids, positions, kernel=kernel, device=device) for ids in (first, second)]
+    model.train(was_training)
+    moved = (logits[0][border:] - logits[1][border:]).abs().max().item()
+    stirred = (logits[0][:border] - logits[1][:border]).abs().max().item()
+    if moved != 0.0 or stirred == 0.0:
+        raise RunError(
+            f"model.attention: {kernel} lets packed documents read each other: a change in document 1 moved document "
+            f"2's logits by {moved:.3g} (must be 0) and its own by {stirred:.3g} (must not be 0); use another kernel"
+        )
+
+
+def _probe_logits(
+    model: nn.Module, ids: np.ndarray, positions: np.ndarray, *, kernel: Kernel, device: torch.device
+) -> torch.Tensor:
+    batch = Batch(
+        input_ids=ids.astype(np.int64),
+        labels=np.full_like(ids, -100, dtype=np.int64),
+        position_ids=positions.astype(np.int64),
+        row_ids=np.zeros(1, dtype=np.int64),
+        num_targets=0,
+    )
+    logits = model(**packed_inputs(batch, kernel=kernel, device=device)).logits
+    return logits.float().reshape(ids.shape[1], -1)

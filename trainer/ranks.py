@@ -1,0 +1,113 @@
+"""The processes of a run: who this one is, and the few collectives that the loop needs.
+
+Every launcher (dure train, accelerate launch, torchrun, srun) says the same by RANK, WORLD_SIZE and LOCAL_RANK;
+what they say beyond that is checked in `trainer/launch_environment.py`, not here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from trainer.errors import RunError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+class Ranks:
+    """This process among those of the run; on one process every collective is the identity."""
+
+    def __init__(self, *, rank: int, world_size: int, local_rank: int, device: torch.device) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.local_rank = local_rank
+        self.device = device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Return once every rank has arrived."""
+        if self.world_size > 1:
+            # A sum on the host: NCCL's own barrier needs a device and hides which rank is missing.
+            dist.all_reduce(torch.zeros(1))
+
+    def all_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The elementwise sum of `values` over all ranks, on the device that `values` is on."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, claim: bool) -> bool:
+        """Whether the claim holds on some rank; on the host, so that no device is waited for."""
+        return bool(self.all_sum(torch.tensor(int(claim))).item())
+
+    def gather_objects(self, item: Any) -> list[Any]:
+        """Every rank's `item`, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [item]
+        items: list[Any] = [None] * self.world_size
+        dist.all_gather_object(items, item)
+        return items
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns on rank 0, on every rank; if it raises there, every rank raises the same RunError."""
+        outcome: tuple[str, Any] = ("", None)
+        if self.is_main:
+            try:
+                outcome = ("done", action())
+            except (RuntimeError, ValueError, OSError) as error:
+                if self.world_size == 1:
+                    raise
+                outcome = ("failed", str(error))
+        kind, value = self.broadcast_object(outcome)
+        if kind == "failed":
+            raise RunError(value, told_by_main=not self.is_main)
+        return value
+
+    def broadcast_object(self, item: Any) -> Any:
+        """Rank 0's `item` on every rank."""
+        if self.world_size == 1:
+            return item
+        items = [item]
+        dist.broadcast_object_list(items, src=0, device=torch.device("cpu"))
+        return items[0]
+
+
+def start_ranks(*, use_gpu: bool, environ: Mapping[str, str] = os.environ) -> Ranks:
+    """Join the process group that the launcher describes (one process without a launcher) and bind the device."""
+    rank, world_size = int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1))
+    local_rank = int(environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        _describe_lone_process()
+        # Two backends on a GPU: tensors travel by NCCL, Python objects and flags by gloo on the host.
+        backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    return Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
+
+
+def stop_ranks() -> None:
+    """Leave the process group, so that no warning and no hang follows at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _describe_lone_process() -> None:
+    """Give one process the variables of a group of one: DeepSpeed wants a group even then."""
+    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, MASTER_ADDR="127.0.0.1", MASTER_PORT=port).items():
+        os.environ.setdefault(name, str(value))

@@ -1,0 +1,137 @@
+"""One rank of a run, from its config to its exit record."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from data_pipeline.config import load
+from trainer import checkpoint
+from trainer.config import TrainConfig
+from trainer.errors import TrainingStopped
+from trainer.journal import Journal
+from trainer.launch_environment import check_launch
+from trainer.loop import train
+from trainer.ranks import Ranks, start_ranks, stop_ranks
+from trainer.resilience import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ExitRecord, StopFlag
+from trainer.run_folder import RunFolder
+from trainer.setup import Run, restore, set_up
+
+
+def run_rank(path: str, overrides: Sequence[str], *, stop: StopFlag) -> int:
+    """Start or resume the run that the config at `path` describes; returns this rank's exit code.
+
+    Raises:
+        ConfigError, StageError, RunError: refused, or ended by itself; no finished step is lost.
+    """
+    config = load(path, overrides, TrainConfig)
+    check_launch(config)
+    _quieten_libraries()
+    ranks = start_ranks(use_gpu=torch.cuda.is_available())
+    folder = RunFolder(Path(config.run.folder) / config.run.name, rank=ranks.rank)
+    with ExitStack() as stack:
+        ranks.on_main(lambda: stack.enter_context(folder.hold(config, ranks=ranks.world_size)))
+        try:
+            record = _attempt(config, ranks, folder, stop=stop)
+        except TrainingStopped as error:
+            _leave(folder, ranks, ExitRecord(code=EXIT_FAILED, reason=str(error), step=-1))
+            raise
+        _leave(folder, ranks, record)
+    stop_ranks()
+    return record.code
+
+
+def _leave(folder: RunFolder, ranks: Ranks, record: ExitRecord) -> None:
+    if ranks.is_main:
+        folder.write_exit(record)
+    # No rank leaves before the record stands: a launcher may end the job when the first one does.
+    ranks.barrier()
+
+
+def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: StopFlag) -> ExitRecord:
+    """Choose the checkpoint, set up, restore, train."""
+    chosen = checkpoint.choose(folder.checkpoints, ranks)
+    if ranks.is_main:
+        for line in chosen.damaged:
+            folder.append_event(kind="damaged_checkpoint", step=-1, detail=line, action="set aside, an older one taken")
+            print(f"damaged checkpoint set aside: {line}", flush=True)
+    at_step = checkpoint.step_of(chosen.path) if chosen.path is not None else 0
+    if _nothing_left(config, chosen.path, at_step=at_step):
+        _say(ranks, f"{folder.path}: already at step {at_step:,} of {config.train.max_steps:,}; nothing left to do")
+        return ExitRecord(code=EXIT_DONE, reason="already done", step=at_step)
+    if ranks.any(stop.requested):
+        return ExitRecord(code=EXIT_STOPPED, reason=_reason(ranks, stop), step=at_step)
+    run = set_up(config, ranks)
+    if chosen.path is not None:
+        restore(run, chosen.path)
+    _introduce(run, folder, chosen.path)
+    if ranks.is_main:
+        folder.rewind(step=run.progress.step)
+    journal = Journal(run, folder)
+    try:
+        finished = train(run, journal, checkpoints=folder.checkpoints, stop_requested=lambda: stop.requested)
+    finally:
+        journal.close()
+    if finished:
+        _say(ranks, f"{folder.path}: done at step {run.progress.step:,}")
+        return ExitRecord(code=EXIT_DONE, reason="done", step=run.progress.step)
+    reason = _reason(ranks, stop)
+    _say(ranks, f"{folder.path}: stopped by {reason} after step {run.progress.step:,}; the same command goes on")
+    return ExitRecord(code=EXIT_STOPPED, reason=reason, step=run.progress.step)
+
+
+def _nothing_left(config: TrainConfig, folder: Path | None, *, at_step: int) -> bool:
+    """Whether the checkpoint is at the last step, evaluated and all."""
+    if folder is None or at_step < config.train.max_steps:
+        return False
+    return bool(checkpoint.read_state(folder)["progress"]["evaluated_step"] >= config.train.max_steps)
+
+
+def _reason(ranks: Ranks, stop: StopFlag) -> str:
+    """The signal that any rank got first."""
+    return next((name for name in ranks.gather_objects(stop.signal_name) if name), "no signal")
+
+
+def _introduce(run: Run, folder: RunFolder, resumed: Path | None) -> None:
+    """What is about to be trained, on what, with which kernel and why: a person reads this first."""
+    config, rows = run.config, run.stream.rows
+    steps, sequences = config.train.max_steps, config.train.global_batch_sequences
+    tokens = sequences * config.data.seq_len
+    epochs = steps * sequences / rows.num_rows
+    engine = config.engine.kind if config.engine.kind == "none" else f"deepspeed ZeRO-{config.engine.zero_stage}"
+    lines = [
+        f"{folder.path}: {config.stage}, {run.num_parameters:,} parameters, {run.ranks.world_size} x "
+        f"{_device_name(run.ranks)}, engine {engine}, {config.train.precision}",
+        f"  attention {run.kernel.kernel}: {run.kernel.reason}; packed documents are apart (checked)",
+        f"  {steps:,} steps of {sequences:,} x {config.data.seq_len:,} = {tokens:,} tokens: {epochs:.2f} epochs of "
+        f"{rows.num_rows:,} rows ({config.data.packing})",
+        f"  from step {run.progress.step:,}: {resumed}" if resumed is not None else "  a new run",
+    ]
+    _say(run.ranks, "\n".join(lines))
+
+
+def _device_name(ranks: Ranks) -> str:
+    return torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
+
+
+def _say(ranks: Ranks, text: str) -> None:
+    if ranks.is_main:
+        print(text, flush=True)
+
+
+def _quieten_libraries() -> None:
+    """Libraries log hundreds of lines a start; their warnings stay, and DURE_TRACEBACK=1 brings all of it back."""
+    if os.environ.get("DURE_TRACEBACK"):
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    for name in ("DeepSpeed", "accelerate", "transformers", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)

@@ -1,0 +1,222 @@
+"""`runs/<name>/`: made by rank 0; the same folder and the same config resume. Weights are checkpoint.py's business.
+
+config.yaml  environment.json       the resolved tree; commit, package versions, devices
+attempts.jsonl                      one line a start
+metrics.jsonl  evaluations.jsonl    one line a logged step, one an evaluation; unique steps, also after a resume
+events.jsonl                        what went wrong and what was done, from any rank
+exit.json  lock                     why the last attempt ended; who works here
+checkpoints/                        step folders
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_pipeline import disk
+from data_pipeline.config import Config, Tree, load, to_tree, to_yaml
+from trainer.errors import RunError
+from trainer.resilience import ExitRecord
+from trainer.run_environment import describe_environment
+from trainer.run_lock import LockTiming, held
+
+CONFIG_NAME = "config.yaml"
+ENVIRONMENT_NAME = "environment.json"
+ATTEMPTS_NAME = "attempts.jsonl"
+METRICS_NAME = "metrics.jsonl"
+EVALUATIONS_NAME = "evaluations.jsonl"
+EVENTS_NAME = "events.jsonl"
+EXIT_NAME = "exit.json"
+CHECKPOINTS_NAME = "checkpoints"
+
+# What may differ when a run goes on: it changes neither the rows nor the update of a step. A dot at the end: all below.
+MAY_DIFFER = (
+    "train.max_steps",
+    "train.micro_batch_sequences",
+    "evaluation.every_steps",
+    "evaluation.micro_batch_sequences",
+    "checkpoint.",
+    "logging.",
+    "run.name",
+    "run.folder",
+    "run.expected_ranks",
+    "data.shards",  # a path; what lies there is compared by its hash
+)
+
+Changes = dict[str, list[Any]]  # dotted path -> [old value, new value]
+
+
+class RunFolder:
+    """The record of one run. Every rank may open it and append events; all else is rank 0's, inside `hold`."""
+
+    def __init__(self, path: Path, *, rank: int) -> None:
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS_NAME
+        self._rank = rank
+
+    @contextmanager
+    def hold(self, config: Config, *, ranks: int, timing: LockTiming | None = None) -> Iterator[None]:
+        """Work in the folder for the length of the block: a new attempt of the run that `config` describes.
+
+        Raises:
+            RunError: another process works here, or `config` is not that of the run that this folder holds.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with held(self.path, timing=timing):
+            self._begin_attempt(config, ranks=ranks)
+            yield
+
+    def _begin_attempt(self, config: Config, *, ranks: int) -> None:
+        changes = self._changes(config)
+        for name in (ATTEMPTS_NAME, METRICS_NAME, EVALUATIONS_NAME, EVENTS_NAME):
+            repair_lines(self.path / name)
+        # The record of the attempt before must not be taken for this one's, whatever happens from here on.
+        (self.path / EXIT_NAME).unlink(missing_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        environment = describe_environment()
+        attempt = {
+            "attempt": self.attempt + 1,
+            "time": time.time(),
+            "ranks": ranks,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "commit": environment["commit"],
+            "changes": changes,
+        }
+        self._append(ATTEMPTS_NAME, attempt)
+        disk.write_json(self.path / ENVIRONMENT_NAME, environment)
+        disk.write_bytes(self.path / CONFIG_NAME, to_yaml(config).encode())
+
+    def _changes(self, config: Config) -> Changes:
+        path = self.path / CONFIG_NAME
+        if not path.exists():
+            return {}
+        return check_config(to_tree(load(path, [], type(config))), to_tree(config), where=self.path)
+
+    @property
+    def attempt(self) -> int:
+        """The number of the latest attempt, from 1; 0 before the first."""
+        path = self.path / ATTEMPTS_NAME
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add the figures of a logged step (`step` among them)."""
+        self._append(METRICS_NAME, line)
+
+    def append_evaluation(self, line: Mapping[str, Any]) -> None:
+        """Add the figures of an evaluation (`step` among them)."""
+        self._append(EVALUATIONS_NAME, line)
+
+    def append_event(self, *, kind: str, step: int, detail: Any, action: str) -> None:
+        """Note what went wrong and what was done about it; any rank may."""
+        event = {"time": time.time(), "attempt": self.attempt, "rank": self._rank, "step": step}
+        self._append(EVENTS_NAME, {**event, "kind": kind, "detail": detail, "action": action})
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        disk.append_line(self.path / name, json.dumps(line, ensure_ascii=False).encode())
+
+    def rewind(self, *, step: int) -> None:
+        """Forget metrics and evaluations of steps after `step`, from which the run goes on."""
+        for name in (METRICS_NAME, EVALUATIONS_NAME):
+            rewind_lines(self.path / name, step=step)
+
+    def write_exit(self, record: ExitRecord) -> None:
+        """Say why this attempt ended."""
+        disk.write_json(self.path / EXIT_NAME, {**asdict(record), "attempt": self.attempt})
+
+    def read_exit(self) -> ExitRecord | None:
+        """Why the last attempt ended; None where it was killed, or still runs."""
+        return read_exit(self.path)
+
+    def checkpoint_files(self) -> dict[str, bytes]:
+        """What lies beside the weights, so that a checkpoint can be read without its run folder."""
+        return {name: (self.path / name).read_bytes() for name in (CONFIG_NAME, ENVIRONMENT_NAME)}
+
+
+def read_exit(run_folder: Path) -> ExitRecord | None:
+    """The exit record in a run folder; None if there is none that can be read."""
+    try:
+        return ExitRecord(**json.loads((run_folder / EXIT_NAME).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def check_config(old: Tree, new: Tree, *, where: Path | str) -> Changes:
+    """What differs between the config of a run and that of its resume.
+
+    Raises:
+        RunError: a line for each key that may not differ.
+    """
+    before, after = _leaves(old), _leaves(new)
+    changed = {
+        key: [before.get(key), after.get(key)] for key in {**before, **after} if before.get(key) != after.get(key)
+    }
+    faults = [
+        f"{where}: {key}: this run began with {values[0]!r}, the config now says {values[1]!r}"
+        for key, values in changed.items()
+        if not _may_differ(key)
+    ]
+    if faults:
+        advice = "set the old value again to resume, or give the new run another run.name"
+        raise RunError("\n".join(f"{fault}; {advice}" for fault in faults))
+    return changed
+
+
+def _may_differ(key: str) -> bool:
+    return any(key.startswith(allowed) if allowed.endswith(".") else key == allowed for allowed in MAY_DIFFER)
+
+
+def _leaves(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl file; a line that a kill or a full disk tore is passed over."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+def repair_lines(path: Path) -> None:
+    """Cut off a last line that a kill tore, so that the next one begins at a line's start."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        start, tail = end, b""
+        while start > 0 and b"\n" not in tail:
+            start = max(0, start - 65536)
+            file.seek(start)
+            tail = file.read(65536) + tail
+        whole = start + tail.rfind(b"\n") + 1
+        if whole < end:
+            file.truncate(whole)
+
+
+def rewind_lines(path: Path, *, step: int) -> None:
+    """Keep the lines up to `step`, all at once; a file that has no other line stays as it is."""
+    if all(line["step"] <= step for line in read_lines(path)):
+        return
+    with disk.durable_file(path) as file:
+        for line in read_lines(path):
+            if line["step"] <= step:
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -1,0 +1,187 @@
+"""From a config to a run that is ready for its next step: each check before the state that it protects changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.shards.format import check_tokenizer, read_shards
+from data_pipeline.stream.evaluation import EvaluationSet
+from data_pipeline.stream.rows import Rows, open_rows
+from data_pipeline.stream.stream import Stream
+from trainer import checkpoint
+from trainer.config import TrainConfig
+from trainer.engine import Engine, make_engine
+from trainer.errors import RunError
+from trainer.model import (
+    KernelChoice,
+    Vocabulary,
+    check_documents_apart,
+    choose_attention,
+    count_parameters,
+    flops_per_token,
+    make_model,
+)
+from trainer.objectives.causal_lm import CausalLM
+from trainer.ranks import Ranks
+from trainer.resilience import StepPolicy
+
+STATE_FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """The counters of a run that are neither weights nor data order; saved in state.json."""
+
+    step: int = 0
+    tokens: int = 0
+    saved_step: int = -1
+    evaluated_step: int = -1
+    best_step: int = -1
+    best_loss: float = float("inf")
+
+    def note_evaluation(self, *, loss: float) -> bool:
+        """Remember that `step` was evaluated; whether it is the best so far."""
+        self.evaluated_step = self.step
+        if loss >= self.best_loss:
+            return False
+        self.best_step, self.best_loss = self.step, loss
+        return True
+
+
+@dataclass
+class Run:
+    """All that the loop works with. Made by `set_up`, changed by the loop only."""
+
+    config: TrainConfig
+    ranks: Ranks
+    engine: Engine
+    objective: CausalLM
+    policy: StepPolicy
+    stream: Stream
+    heldout: EvaluationSet
+    progress: Progress
+    kernel: KernelChoice
+    num_parameters: int
+    flops_per_token: float
+
+    def state_dict(self) -> dict[str, Any]:
+        """state.json: the stream's integer with its identities, the counters, and what must be equal at resume."""
+        return {
+            "format_version": STATE_FORMAT,
+            "stage": self.config.stage,
+            "progress": vars(self.progress).copy(),
+            "stream": self.stream.state_dict(),
+            "policy": self.policy.state_dict(),
+            "engine": engine_identity(self.config, self.ranks),
+            # Randomness is a pure function of these and the step: no generator's state is needed.
+            "rng": {"seed": self.config.seed, "of": "sha256(seed, step, rank)"},
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue after `saved`; the engine's own part is loaded by `restore`."""
+        self.stream.load_state_dict(saved["stream"])
+        self.policy.load_state_dict(saved["policy"])
+        self.progress = Progress(**saved["progress"])
+
+
+def engine_identity(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
+    """What a checkpoint's engine files depend on. Plain weights fit any number of ranks, ZeRO's shards only theirs."""
+    if config.engine.kind == "none":
+        return {"kind": "none"}
+    return {"kind": "deepspeed", "zero_stage": config.engine.zero_stage, "ranks": ranks.world_size}
+
+
+def check_engine(saved: dict[str, Any], ours: dict[str, Any], *, folder: Path) -> None:
+    """Refuse a checkpoint of another engine, stage or (under ZeRO) number of ranks, before anything is loaded."""
+    for key in ("kind", "zero_stage", "ranks"):
+        if saved.get(key) != ours.get(key):
+            name = "WORLD_SIZE" if key == "ranks" else f"engine.{key}"
+            raise RunError(
+                f"{folder}: {name} was {saved.get(key)!r} at the save, this start has {ours.get(key)!r}: each rank's "
+                "file holds its shard of the optimizer, which nothing here reshapes yet; start with the old value "
+                "(the data order itself would follow any number of ranks)"
+            )
+
+
+def read_vocabulary(shards: Path) -> Vocabulary:
+    """The tokenizer's figures that the shards' manifest keeps."""
+    train = read_shards(shards, split="train")
+    return Vocabulary(size=train.vocab_size, eos_id=train.eos_id, pad_id=train.pad_id)
+
+
+def open_stream(config: TrainConfig, ranks: Ranks) -> tuple[Stream, Rows]:
+    """The training rows in their global order; rank 0 builds the row table where it is missing."""
+    shards, data = Path(config.data.shards), config.data
+
+    def rows() -> Rows:
+        return open_rows(shards, split="train", seq_len=data.seq_len, packing=data.packing)
+
+    ranks.on_main(lambda: rows().num_rows)
+    opened = rows()
+    stream = Stream(opened, seed=config.seed, global_batch_sequences=config.train.global_batch_sequences)
+    return stream, opened
+
+
+def set_up(config: TrainConfig, ranks: Ranks) -> Run:
+    """Data, model and engine of a fresh run, each checked before it is used."""
+    shards = Path(config.data.shards)
+    vocabulary = ranks.on_main(lambda: read_vocabulary(shards))
+    stream, _ = open_stream(config, ranks)
+    heldout = EvaluationSet(
+        shards, split="heldout", seq_len=config.data.seq_len, max_documents=config.evaluation.max_documents
+    )
+    kernel = choose_attention(config.model, device=ranks.device, precision=config.train.precision)
+    check_source_tokenizer(config, ranks)
+    on_gpu_in_bf16 = config.train.precision == "bf16" and config.engine.kind == "deepspeed"
+    model = make_model(
+        config.model,
+        vocabulary=vocabulary,
+        kernel=kernel.kernel,
+        dtype=torch.bfloat16 if on_gpu_in_bf16 else torch.float32,
+        seed=config.seed,
+    )
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    model.train()
+    num_parameters, flops = count_parameters(model), flops_per_token(model, seq_len=config.data.seq_len)
+    engine = make_engine(config, model=model, ranks=ranks)
+    check_documents_apart(engine.module, kernel=kernel.kernel, device=ranks.device, vocab_size=vocabulary.size)
+    return Run(
+        config=config,
+        ranks=ranks,
+        engine=engine,
+        objective=CausalLM(kernel=kernel.kernel, device=ranks.device),
+        policy=StepPolicy(config.policy),
+        stream=stream,
+        heldout=heldout,
+        progress=Progress(),
+        kernel=kernel,
+        num_parameters=num_parameters,
+        flops_per_token=flops,
+    )
+
+
+def check_source_tokenizer(config: TrainConfig, ranks: Ranks) -> None:
+    """A model folder that carries a tokenizer must carry the one that made the shards: one fingerprint throughout."""
+    folder = Path(config.model.source) if config.model.source else None
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return
+
+    def compare() -> None:
+        from data_pipeline.tokenizer.fingerprint import tokenizer_fingerprint
+
+        check_tokenizer(Path(config.data.shards), tokenizer_fingerprint(folder))
+
+    ranks.on_main(compare)
+
+
+def restore(run: Run, folder: Path) -> None:
+    """Continue `run` from a checkpoint that was verified; refused before anything is loaded where it does not fit."""
+    saved = checkpoint.read_state(folder)
+    check_engine(saved["engine"], engine_identity(run.config, run.ranks), folder=folder)
+    run.load_state_dict(saved)
+    run.engine.load(folder)
