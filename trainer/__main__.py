@@ -11,7 +11,6 @@ import sys
 
 from trainer.stop_flag import StopFlag, die_with_parent, outlive_terminal
 
-EXIT_FAILED, EXIT_REFUSED = 1, 2
 USAGE = "usage: python -m trainer CONFIG [key.sub=value ...]"
 
 
@@ -27,6 +26,7 @@ def main(argv: list[str]) -> int:
     from data_pipeline.config import ConfigError
     from data_pipeline.stage import StageError
     from trainer.errors import RunError, TrainingStopped
+    from trainer.resilience import FAILED, REFUSED
 
     try:
         from trainer.run import run_rank
@@ -34,10 +34,10 @@ def main(argv: list[str]) -> int:
         return run_rank(argv[0], argv[1:], stop=stop)
     except TrainingStopped as error:
         _tell(error)
-        return EXIT_FAILED
+        return FAILED
     except (ConfigError, StageError, RunError) as error:
         _tell(error)
-        return EXIT_REFUSED
+        return REFUSED
 
 
 def _tell(error: Exception) -> None:

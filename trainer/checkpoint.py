@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,24 +22,43 @@ from pydantic import Field
 from data_pipeline import disk
 from data_pipeline.config import Config
 from data_pipeline.disk import FileRecord
-from data_pipeline.stage import fingerprint
+from trainer.checkpoint_marker import (
+    COMPLETE_NAME,
+    FORMAT_VERSION,
+    CheckpointError,
+    find_complete,
+    marker_text,
+    step_folders,
+    step_name,
+    step_of,
+    stray_files,
+    verify,
+)
 from trainer.errors import RunError
 
 if TYPE_CHECKING:  # torch is not needed to find and verify a checkpoint
     from trainer.ranks import Ranks
 
-COMPLETE_NAME = "COMPLETE"
+__all__ = [
+    "COMPLETE_NAME",
+    "STATE_NAME",
+    "CheckpointConfig",
+    "CheckpointError",
+    "Chosen",
+    "choose",
+    "find_complete",
+    "prune",
+    "read_state",
+    "save",
+    "step_name",
+    "step_of",
+    "verify",
+]
+
 STATE_NAME = "state.json"
 DAMAGED_PREFIX = "damaged-"
-FORMAT_VERSION = 1
-
-# What torch, safetensors and DeepSpeed load; one that COMPLETE does not name is never let through.
-LOADED_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".pkl", ".ckpt", ".safetensors"})
-
-_STEP_NAME = re.compile(r"step-(\d{8,})")
 
 WriteEngine = Callable[[Path], list[FileRecord]]
-Marker = dict[str, Any]
 
 
 class CheckpointConfig(Config):
@@ -51,29 +69,12 @@ class CheckpointConfig(Config):
     keep_best: bool = True
 
 
-class CheckpointError(RunError):
-    """A checkpoint that can't be saved, or none that can be loaded."""
-
-
 @dataclass(frozen=True)
 class Chosen:
     """The checkpoint to go on from (None: a fresh start), and a line for each fault of newer ones passed over."""
 
     path: Path | None
     damaged: list[str]
-
-
-def step_name(step: int) -> str:
-    """The folder's name; as text it sorts like the step."""
-    return f"step-{step:08d}"
-
-
-def step_of(folder: Path) -> int:
-    """The step that a checkpoint folder's name says."""
-    match = _STEP_NAME.fullmatch(folder.name)
-    if match is None:
-        raise CheckpointError(f"{folder}: not a checkpoint folder; its name must be like {step_name(1000)}")
-    return int(match.group(1))
 
 
 def save(
@@ -163,7 +164,7 @@ def _commit(
     disk.sync_folder(folder)
     disk.sync_folder(folder.parent)
     marker = {"format_version": FORMAT_VERSION, "step": step, "files": [asdict(record) for record in files]}
-    disk.write_bytes(folder / COMPLETE_NAME, _marker_text(marker).encode())
+    disk.write_bytes(folder / COMPLETE_NAME, marker_text(marker).encode())
     return ours
 
 
@@ -180,92 +181,8 @@ def _check_written(folder: Path, files: list[FileRecord]) -> None:
                 f"{path}: rank 0 finds {'no file' if found is None else f'{found:,} bytes'}, {record.num_bytes:,} were "
                 "written; put the run folder on a file system that all nodes share"
             )
-    if strays := _stray_files(folder, set(names)):
+    if strays := stray_files(folder, set(names)):
         raise CheckpointError(f"{strays[0]}: written without its hash; the engine must report every file")
-
-
-def _stray_files(folder: Path, names: set[str]) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix in LOADED_SUFFIXES and path.is_file() and str(path.relative_to(folder)) not in names
-    )
-
-
-def _marker_text(marker: Marker) -> str:
-    """The one text of a marker, with a hash over itself."""
-    body = {key: value for key, value in marker.items() if key != "sha256"}
-    return json.dumps({**body, "sha256": fingerprint(body)}, ensure_ascii=False, indent=1) + "\n"
-
-
-def _read_marker(folder: Path) -> tuple[Marker, str]:
-    """COMPLETE's content, and what is wrong with it ("" if nothing)."""
-    path = folder / COMPLETE_NAME
-    try:
-        data = path.read_bytes()
-        marker = json.loads(data)
-        is_ours = isinstance(marker, dict) and _marker_text(marker).encode() == data
-    except OSError as error:
-        return {}, f"{path}: cannot be read: {error.strerror}"
-    except ValueError:
-        is_ours = False
-    if not is_ours:
-        return {}, f"{path}: its content does not match the hash that it holds"
-    if marker["format_version"] != FORMAT_VERSION:
-        found = marker["format_version"]
-        return (
-            {},
-            f"{path}: format_version is {found}, this program reads {FORMAT_VERSION}; use the version that wrote it",
-        )
-    if marker["step"] != step_of(folder):
-        return {}, f"{path}: says step {marker['step']}; the folder was renamed"
-    return marker, ""
-
-
-def _step_folders(checkpoints: Path) -> list[Path]:
-    """Folders named like a checkpoint, newest first."""
-    if not checkpoints.is_dir():
-        return []
-    found = [path for path in checkpoints.iterdir() if _STEP_NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_of, reverse=True)
-
-
-def find_complete(checkpoints: Path) -> list[Path]:
-    """Checkpoints whose COMPLETE is there and sound, newest first; their files are not read."""
-    return [folder for folder in _step_folders(checkpoints) if not _read_marker(folder)[1]]
-
-
-def verify(folder: Path, ranks: Ranks | None = None) -> list[str]:
-    """A line for each fault of a checkpoint, [] if every file is as it was saved.
-
-    With `ranks`, each rank reads its share of the files and all return the same.
-    """
-    marker, fault = _read_marker(folder)
-    if ranks is not None:
-        marker, fault = ranks.broadcast_object((marker, fault))
-    if fault:
-        return [fault]
-    largest_first = sorted(marker["files"], key=lambda entry: entry["num_bytes"], reverse=True)
-    ours = largest_first if ranks is None else largest_first[ranks.rank :: ranks.world_size]
-    faults = [fault for entry in ours if (fault := _file_fault(folder, entry))]
-    if ranks is None or ranks.is_main:
-        names = {entry["name"] for entry in marker["files"]}
-        faults += [f"{path}: not named in {COMPLETE_NAME}" for path in _stray_files(folder, names)]
-    return faults if ranks is None else [fault for theirs in ranks.gather_objects(faults) for fault in theirs]
-
-
-def _file_fault(folder: Path, entry: Mapping[str, Any]) -> str:
-    path = folder / entry["name"]
-    try:
-        found_bytes = path.stat().st_size
-        if found_bytes != entry["num_bytes"]:
-            return f"{path}: {found_bytes:,} bytes, {COMPLETE_NAME} says {entry['num_bytes']:,}"
-        found = disk.sha256_of(path)
-    except OSError as error:
-        return f"{path}: cannot be read: {error.strerror}"
-    if found != entry["sha256"]:
-        return f"{path}: sha256 is {found[:12]}…, {COMPLETE_NAME} says {entry['sha256'][:12]}…"
-    return ""
 
 
 def choose(checkpoints: Path, ranks: Ranks) -> Chosen:
@@ -276,7 +193,7 @@ def choose(checkpoints: Path, ranks: Ranks) -> Chosen:
     Raises:
         CheckpointError: there are checkpoints, but none is sound: training from scratch must be a person's decision.
     """
-    marked = [folder for folder in _step_folders(checkpoints) if (folder / COMPLETE_NAME).exists()]
+    marked = [folder for folder in step_folders(checkpoints) if (folder / COMPLETE_NAME).exists()]
     marked = ranks.broadcast_object(marked)
     damaged: dict[Path, list[str]] = {}
     chosen = None
@@ -303,7 +220,7 @@ def _tidy(checkpoints: Path, *, damaged: list[Path]) -> None:
         if aside.exists():
             disk.remove_tree(aside)
         disk.rename(folder, aside)
-    for folder in _step_folders(checkpoints):
+    for folder in step_folders(checkpoints):
         if not (folder / COMPLETE_NAME).exists():
             disk.remove_tree(folder)
     for leftover in checkpoints.glob(".*step-*.removed"):

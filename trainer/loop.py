@@ -66,6 +66,7 @@ def _save_due(run: Run) -> bool:
 
 def _step(run: Run, updater: Updater, journal: Journal) -> bool:
     """One update over the stream's current rows; whether some rank was asked to stop."""
+    run.on_phase("step")
     config, progress = run.config, run.progress
     lr = learning_rate(config.train.schedule, step=progress.step, max_steps=config.train.max_steps)
     micro_batches = run.stream.batches(
@@ -85,6 +86,7 @@ def _step(run: Run, updater: Updater, journal: Journal) -> bool:
 
 def _evaluate(run: Run, journal: Journal, stop_requested: Asked) -> bool:
     """Score the held-out documents and note the best step; False where a signal interrupted it."""
+    run.on_phase("evaluate")
     started = time.perf_counter()
     micro_batch_sequences = run.config.evaluation.micro_batch_sequences
     assert micro_batch_sequences is not None, "the config resolves it"
@@ -105,6 +107,7 @@ def _evaluate(run: Run, journal: Journal, stop_requested: Asked) -> bool:
 
 def _save(run: Run, journal: Journal, checkpoints: Path) -> None:
     """A complete checkpoint of the current step, then the old ones that nobody needs are removed."""
+    run.on_phase("save")
     started = time.perf_counter()
     progress, config = run.progress, run.config.checkpoint
     previous, progress.saved_step = progress.saved_step, progress.step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from trainer.journal import Journal
 from trainer.launch_environment import check_launch
 from trainer.loop import train
 from trainer.ranks import Ranks, start_ranks, stop_ranks
-from trainer.resilience import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ExitRecord, StopFlag
+from trainer.resilience import DONE, FAILED, STOPPED, ExitRecord, StopFlag
 from trainer.run_folder import RunFolder
 from trainer.setup import Run, restore, set_up
+
+Watcher = Callable[[str], None]
 
 
 def run_rank(path: str, overrides: Sequence[str], *, stop: StopFlag) -> int:
@@ -34,16 +36,22 @@ def run_rank(path: str, overrides: Sequence[str], *, stop: StopFlag) -> int:
     check_launch(config)
     _quieten_libraries()
     ranks = start_ranks(use_gpu=torch.cuda.is_available())
+    code = run_in_group(config, ranks, stop=stop)
+    stop_ranks()
+    return code
+
+
+def run_in_group(config: TrainConfig, ranks: Ranks, *, stop: StopFlag, on_phase: Watcher = lambda phase: None) -> int:
+    """One attempt of a run on ranks that stand already; `on_phase` hears "load", "step", "evaluate" and "save"."""
     folder = RunFolder(Path(config.run.folder) / config.run.name, rank=ranks.rank)
     with ExitStack() as stack:
         ranks.on_main(lambda: stack.enter_context(folder.hold(config, ranks=ranks.world_size)))
         try:
-            record = _attempt(config, ranks, folder, stop=stop)
+            record = _attempt(config, ranks, folder, stop=stop, on_phase=on_phase)
         except TrainingStopped as error:
-            _leave(folder, ranks, ExitRecord(code=EXIT_FAILED, reason=str(error), step=-1))
+            _leave(folder, ranks, ExitRecord(code=FAILED, reason=str(error), step=-1))
             raise
         _leave(folder, ranks, record)
-    stop_ranks()
     return record.code
 
 
@@ -54,8 +62,11 @@ def _leave(folder: RunFolder, ranks: Ranks, record: ExitRecord) -> None:
     ranks.barrier()
 
 
-def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: StopFlag) -> ExitRecord:
+def _attempt(
+    config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: StopFlag, on_phase: Watcher
+) -> ExitRecord:
     """Choose the checkpoint, set up, restore, train."""
+    on_phase("load")
     chosen = checkpoint.choose(folder.checkpoints, ranks)
     if ranks.is_main:
         for line in chosen.damaged:
@@ -64,10 +75,11 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
     at_step = checkpoint.step_of(chosen.path) if chosen.path is not None else 0
     if _nothing_left(config, chosen.path, at_step=at_step):
         _say(ranks, f"{folder.path}: already at step {at_step:,} of {config.train.max_steps:,}; nothing left to do")
-        return ExitRecord(code=EXIT_DONE, reason="already done", step=at_step)
+        return ExitRecord(code=DONE, reason="already done", step=at_step)
     if ranks.any(stop.requested):
-        return ExitRecord(code=EXIT_STOPPED, reason=_reason(ranks, stop), step=at_step)
+        return ExitRecord(code=STOPPED, reason=_reason(ranks, stop), step=at_step)
     run = set_up(config, ranks)
+    run.on_phase = on_phase
     if chosen.path is not None:
         restore(run, chosen.path)
     _introduce(run, folder, chosen.path)
@@ -80,10 +92,10 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
         journal.close()
     if finished:
         _say(ranks, f"{folder.path}: done at step {run.progress.step:,}")
-        return ExitRecord(code=EXIT_DONE, reason="done", step=run.progress.step)
+        return ExitRecord(code=DONE, reason="done", step=run.progress.step)
     reason = _reason(ranks, stop)
     _say(ranks, f"{folder.path}: stopped by {reason} after step {run.progress.step:,}; the same command goes on")
-    return ExitRecord(code=EXIT_STOPPED, reason=reason, step=run.progress.step)
+    return ExitRecord(code=STOPPED, reason=reason, step=run.progress.step)
 
 
 def _nothing_left(config: TrainConfig, folder: Path | None, *, at_step: int) -> bool:

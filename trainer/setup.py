@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class Run:
     kernel: KernelChoice
     num_parameters: int
     flops_per_token: float
+    on_phase: Callable[[str], None] = lambda phase: None
 
     def state_dict(self) -> dict[str, Any]:
         """state.json: the stream's integer with its identities, the counters, and what must be equal at resume."""

@@ -16,6 +16,7 @@ CHUNK_BYTES = 1 << 20
 MAX_VALUE_CHARS = 256 << 20  # one element (or one root value that is no array); more is refused, not loaded
 
 _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+_NUMBER_REST = re.compile(r"[-+.eE0-9]*")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -130,8 +131,8 @@ class _Window:
                 raise self.error(error.msg, behind=num_sound) from None
             except RecursionError:
                 raise self.error("values nested too deep") from None
-            # A number at the window's end may go on behind it.
-            if end < len(self._text) or not self._fill():
+            # A number at the window's end may go on behind it: "1", "1." and "1.5e" of "1.5e3".
+            if not _NUMBER_REST.fullmatch(self._text, end) or not self._fill():
                 self._advance(end)
                 return value
 

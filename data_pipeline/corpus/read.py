@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO, cast
 from data_pipeline.corpus import aihub, archive
 from data_pipeline.corpus.archive import ArchiveError, BoundedFile, ExpansionLimits, Member
 from data_pipeline.corpus.delimited import read_csv, read_tsv
+from data_pipeline.corpus.encoding import BROKEN_STREAM
 from data_pipeline.corpus.json_stream import JsonError, dumps
 from data_pipeline.corpus.jsonl import read_jsonl
 from data_pipeline.corpus.plain import read_text
@@ -36,7 +36,6 @@ from data_pipeline.stage import StageError
 Reader = Callable[[BinaryIO, InputConfig], Iterator[Document | Reject]]
 
 _LINE_READERS: dict[Kind, Reader] = {"csv": read_csv, "tsv": read_tsv, "text": read_text}
-_BROKEN_STREAM = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 @dataclass
@@ -190,7 +189,7 @@ class Reading:
         except ArchiveError as error:
             self._reject_item(item, Reject(error.reason, str(error), offset=stream.tell()))
             return
-        except _BROKEN_STREAM as error:
+        except BROKEN_STREAM as error:
             message = f"{type(error).__name__}: {error}; download the file again"
             self._reject_item(item, Reject("broken_stream", message, offset=stream.tell()))
             return

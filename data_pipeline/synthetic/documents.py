@@ -14,13 +14,14 @@ from functools import partial
 from data_pipeline.synthetic import things
 from data_pipeline.synthetic.config import SyntheticConfig
 from data_pipeline.synthetic.facts import Combination, Fact, Split, draw_frames, draw_people, passage_facts
-from data_pipeline.synthetic.passages import introduction, sentence, tell, told
+from data_pipeline.synthetic.passages import introduction, retelling, sentence, tell, told
 from data_pipeline.synthetic.reports import ROLES, Exchange, report, wrong_guess
 from data_pipeline.synthetic.verbs import connect, finite
 
 _WORLD_SHARE = 0.15
-_TEACHERS = tuple(role for role in ROLES if role.name in ("선생님", "이웃", "친구", "주인"))
-_LEARNERS = tuple(role for role in ROLES if role.name in ("아이", "학생", "동생", "여행자", "손님"))
+_RETOLD_SHARE = 0.5
+_TEACHERS = tuple(role for role in ROLES if role.name in ("선생님", "이웃", "친구"))
+_LEARNERS = tuple(role for role in ROLES if role.name in ("아이", "손님", "기자"))
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def document(config: SyntheticConfig, *, split: Split, index: int) -> Document:
 
 def _story(rng: random.Random, name: str, split: Split) -> Document:
     people = draw_people(rng, rng.choice((1, 2, 2, 2, 3)))
-    num_paragraphs = rng.choice((1, 1, 2, 2, 3))
-    num_frames = 2 if len(people) == 3 else rng.choice((2, 3))
+    num_paragraphs = rng.choice((1, 2, 2, 3))
+    num_frames = rng.choice((1, 1, 2)) if len(people) == 3 else rng.choice((1, 2, 2, 3))
     kinds = draw_frames(rng, people, num_paragraphs * num_frames)
     paragraphs: list[tuple[str, ...]] = []
     combinations: set[Combination] = set()
@@ -64,7 +65,9 @@ def _story(rng: random.Random, name: str, split: Split) -> Document:
         facts = passage_facts(rng, people, kinds[number * num_frames : (number + 1) * num_frames], split=split)
         exchanges = _exchanges(rng, facts, before, split=split)
         opening = introduction(rng, people) if number == 0 else ()
-        paragraphs.append((*opening, *told(rng, facts), *(report(rng, exchange) for exchange in exchanges)))
+        reports = [report(rng, exchange) for exchange in exchanges]
+        retold = [retelling(rng, facts)] if rng.random() < _RETOLD_SHARE else []
+        paragraphs.append((*opening, *told(rng, facts), *reports, *retold))
         for fact in [*facts, *(exchange.guess for exchange in exchanges if exchange.guess is not None)]:
             combinations |= fact.combinations
         before += facts

@@ -41,6 +41,9 @@ TIES = (
 )
 
 
+_SUMMARIES = ("정리하면", "다시 말해", "그러니까")
+
+
 def sentence(text: str) -> str:
     return f"{text}."
 
@@ -78,6 +81,20 @@ def told(rng: random.Random, facts: list[Fact]) -> list[str]:
     return [text for person in people for text in _portrayed(rng, [by_place[person, key] for key in frames])]
 
 
+def retelling(rng: random.Random, facts: list[Fact]) -> str:
+    """A closing sentence that states some of the facts again: 정리하면 서준은 부산에 살고, 민지는 강릉에 산다."""
+    again = rng.sample(facts, min(len(facts), rng.randint(2, 3)))
+    clauses = [(fact, rng.choice(fact.frame.tell)) for fact in sorted(again, key=lambda fact: fact.owner.name)]
+    said: list[str] = []
+    before: tuple[Fact, Clause] | None = None
+    for fact, clause in clauses:
+        form = finite if len(said) == len(clauses) - 1 else partial(connect, ending="고")
+        may_drop = before is not None and before[0].owner == fact.owner and _have_like_subjects(before[1], clause)
+        said.append(tell(fact, clause, form, names_owner=not may_drop))
+        before = (fact, clause)
+    return sentence(f"{rng.choice(_SUMMARIES)} {', '.join(said)}")
+
+
 def _compared(rng: random.Random, row: list[Fact]) -> list[str]:
     """One kind of fact, person after person: 민지는 강릉에 살고 서준은 부산에 산다."""
     clause = rng.choice(row[0].frame.tell)
@@ -108,7 +125,12 @@ def _portrayed(rng: random.Random, facts: list[Fact]) -> list[str]:
 
 
 def _can_join(first: tuple[Fact, Clause], second: tuple[Fact, Clause]) -> bool:
-    """True where one sentence may hold both: 살고, 취미는 …; not 집은 …고, 일한다, nor 조끼를 입었고, 태어났다."""
+    """True where one sentence may hold both: 살고, 일한다; not 조끼를 입었고, 태어났다."""
     (fact, clause), (next_fact, next_clause) = first, second
-    have_like_subjects = clause.topic is None or next_clause.topic is not None
-    return have_like_subjects and clause.tense == next_clause.tense and fact.frame.is_event == next_fact.frame.is_event
+    is_one_time = clause.tense == next_clause.tense and fact.frame.is_event == next_fact.frame.is_event
+    return is_one_time and _have_like_subjects(clause, next_clause)
+
+
+def _have_like_subjects(first: Clause, second: Clause) -> bool:
+    """True where the second may follow with its owner left out: 살고, 취미는 …; not 고향은 …이고, 일한다."""
+    return first.topic is None or second.topic is not None

@@ -171,7 +171,7 @@ FRAMES = (
     Frame(
         "bought",
         {"item": "item", "number": "number"},
-        (Clause("시장에서 {item:을} {count}", "사다", "past"), Clause("가게에서 {item:을} {count}", "사다", "past")),
+        (Clause("시장에서 {item:을} {count}", "사다", "past"), Clause("{item:을} {count}", "사다", "past")),
         (
             Question("item", Clause("무엇을", "사다", "past"), Clause("{item:을}", "사다", "past")),
             Question("number", Clause("{item:을} 몇 {counter}", "사다", "past"), Clause("{count}", "사다", "past")),

@@ -15,7 +15,7 @@ from data_pipeline.synthetic.lexicon import words
 from data_pipeline.synthetic.particles import Word
 from data_pipeline.synthetic.verbs import Predicate, asked, connect, copula, finite, quoted, whether
 
-ROLES = tuple(Subject(Word(name)) for name in words("선생님 이웃 손님 기자 아이 친구 여행자 학생 안내원 청년"))
+ROLES = tuple(Subject(Word(name)) for name in words("선생님 이웃 손님 기자 아이 친구"))
 _SAYING = ("답하다", "대답하다", "말하다")
 
 # {q} 어디에 사느냐고, {w} 어디에 사는지; with {full_…} the owner is named. {when} 묻자, for an elder 여쭈자.

@@ -88,8 +88,9 @@ def honorific(base: Predicate) -> Predicate:
         stem = f"{head} {own_word[:-1]}".strip()
         # 계시다 is a verb (계신다) although 있다 is not; 편찮으시다 stays an adjective.
         return Predicate(stem=stem, kind="adjective" if base.kind == "adjective" else "verb", change="시")
-    stem = f"{base.stem}시" if base.kind == "copula" else connect(base, "(으)시")
-    return replace(base, stem=stem, kind="verb" if base.kind == "existential" else base.kind, change="시")
+    return replace(
+        base, stem=connect(base, "(으)시"), kind="verb" if base.kind == "existential" else base.kind, change="시"
+    )
 
 
 @lru_cache(maxsize=1 << 14)

@@ -1,0 +1,65 @@
+"""`dure shards build`, `dure shards verify` and `dure shards inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+from data_pipeline.config import load
+from data_pipeline.shards.build import ShardsBuild, ShardsConfig
+from data_pipeline.stage import Manifest
+from launch.data_stage import Figure, run_verb
+
+
+def build(arguments: argparse.Namespace) -> int:
+    """Documents -> token ids."""
+    config = load(arguments.config, arguments.overrides, ShardsConfig)
+    return run_verb(
+        ShardsBuild(config),
+        arguments,
+        kind="shards",
+        figures=lambda manifest: list(_figures(manifest)),
+        next_command=f"dure train CONFIG data.shards={config.output}",
+    )
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Print each fault; 1 if there is one."""
+    from data_pipeline.shards.verify import verify as faults_of
+
+    faults = faults_of(arguments.path)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    print(f"{arguments.path}: {f'{len(faults):,} faults (손상됨)' if faults else 'sound (정상)'}")
+    return 1 if faults else 0
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Print counts, lengths and rows."""
+    from data_pipeline.shards.inspect import describe
+    from data_pipeline.stream.packing import Packing
+
+    text = describe(
+        arguments.path,
+        tokenizer=Path(arguments.tokenizer) if arguments.tokenizer else None,
+        split=arguments.split,
+        seq_len=arguments.seq_len,
+        packing=cast("Packing", arguments.packing),
+        num_rows=arguments.rows,
+        colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ,
+    )
+    print(text, end="")
+    return 0
+
+
+def _figures(manifest: Manifest) -> Iterator[Figure]:
+    for split, counts in manifest["splits"].items():
+        yield Figure(f"{split} documents", counts["num_documents"])
+        yield Figure(f"{split} tokens", counts["num_tokens"])
+        yield Figure(f"{split} bytes", counts["num_bytes"])
+        yield Figure(f"{split} unknown tokens", counts["num_unk"])
+    yield Figure("files", len(manifest["files"]))
