@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import SafeRepresenter
 
 Tree = dict[str, Any]
 Origins = dict[str, str]  # dotted path -> the file (or override) that set it
@@ -43,10 +44,26 @@ def load(path: str | Path | None, overrides: Sequence[str], cls: type[ConfigT]) 
         ConfigError: every fault at once, by dotted path and by the file that holds it.
     """
     origins: Origins = {}
-    tree = _read_with_parents(Path(path), origins, chain=()) if path is not None else {}
-    for override in overrides:
-        _apply_override(tree, override, origins)
+    tree = read_tree(path, overrides, origins)
     return validate(tree, cls, where=str(path) if path is not None else "command line", origins=origins)
+
+
+def read_tree(path: str | Path | None, overrides: Sequence[str], origins: Origins | None = None) -> Tree:
+    """The file at `path`, its parents and the overrides as plain values, not yet held against a class.
+
+    Fills `origins`. Raises ConfigError for a file that can't be read and for every override of another form.
+    """
+    origins = {} if origins is None else origins
+    tree = _read_with_parents(Path(path), origins, chain=()) if path is not None else {}
+    faults = []
+    for override in overrides:
+        try:
+            _apply_override(tree, override, origins)
+        except ConfigError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return tree
 
 
 def validate(tree: Tree, cls: type[ConfigT], *, where: str, origins: Origins | None = None) -> ConfigT:
@@ -67,12 +84,23 @@ def to_yaml(config: Config) -> str:
     """The resolved tree as YAML text; `load` of it gives an equal config."""
     out = io.StringIO()
     writer = YAML(typ="safe", pure=True)
+    writer.Representer = _Representer
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     writer.allow_unicode = True
     writer.width = 4096
     writer.dump(to_tree(config), out)
     return out.getvalue()
+
+
+class _Representer(SafeRepresenter):
+    """Quotes text with line breaks and control characters: ruamel writes U+0085 plain, and reads it back as a space."""
+
+    def represent_str(self, data: str) -> Any:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+_Representer.add_representer(str, _Representer.represent_str)
 
 
 def read_yaml(path: Path) -> Tree:
@@ -141,16 +169,39 @@ def _dotted_paths(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _apply_override(tree: Tree, override: str, origins: Origins) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
+    where = f"override {override!r}"
     if not equals or not all(keys):
-        raise ConfigError(f"override {override!r}: not of the form key.sub=value")
-    value = _parse_mapping(f"value: {text}" if text.strip() else "value:", where=f"override {override!r}")
-    node = tree
+        raise ConfigError(f"{where}: not of the form key.sub=value")
+    parsed = _parse_mapping(f"value: {text}", where=where)
+    if list(parsed) != ["value"]:
+        raise ConfigError(f"{where}: sets more than one key; give each key an override of its own")
+    node: Any = tree
     for key in keys[:-1]:
-        if not isinstance(node.get(key), dict):
-            node[key] = {}
-        node = node[key]
-    node[keys[-1]] = value.get("value")
+        node = _step_into(node, key, where=where)
+    if isinstance(node, list):
+        node[_index(node, keys[-1], where=where)] = parsed["value"]
+    else:
+        node[keys[-1]] = parsed["value"]
     origins[dotted.strip()] = "override"
+
+
+def _step_into(node: Any, key: str, *, where: str) -> Any:
+    """What stands under `key`, for an override of a part of it; an empty mapping where nothing did."""
+    if isinstance(node, list):
+        place: Any = _index(node, key, where=where)
+        below = node[place]
+    else:
+        place, below = key, node.get(key)
+    if not isinstance(below, dict | list):
+        below = node[place] = {}
+    return below
+
+
+def _index(items: list[Any], key: str, *, where: str) -> int:
+    if not key.isdecimal() or int(key) >= len(items):
+        size = len(items)
+        raise ConfigError(f"{where}: {key!r} is no place in a list of {size}; count from 0, or set the whole list")
+    return int(key)
 
 
 def _fault_line(fault: Any, cls: type[Config], where: str, origins: Origins) -> str:
@@ -165,7 +216,8 @@ def _fault_line(fault: Any, cls: type[Config], where: str, origins: Origins) -> 
             return f"{place}: missing; it has no default, so the config must set it"
         case "value_error":
             return f"{place}: {fault['ctx']['error']}"
-    return f"{place}: {fault['msg'].lower()}, got {fault['input']!r}"
+    message = fault["msg"][:1].lower() + fault["msg"][1:]  # the rest may quote values, which have a case
+    return f"{place}: {message}, got {fault['input']!r}"
 
 
 def _origin_of(path: Sequence[str], origins: Origins) -> str | None:

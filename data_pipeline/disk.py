@@ -65,7 +65,9 @@ def _explain(operation: Operation, path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(_existing_parent(path)).free
         return f"{what}, {free:,} bytes free; free space or a quota there (디스크 용량 부족), then start again"
-    return f"{what}; nothing that stood there before was changed"
+    if operation == "remove":
+        return f"{what}; remove what is left by hand, then start again"
+    return f"{what}; what stood there before is whole: check the disk and its permissions, then start again"
 
 
 def _existing_parent(path: Path) -> Path:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.shards.format import read_shards
 from data_pipeline.stage import StageError
-from data_pipeline.stream.maps import open_shard
+from data_pipeline.shards.reader import open_shard
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -58,7 +58,7 @@ def trigram_baseline(shards: Path, *, max_tokens: int = 50_000_000, max_document
     train, heldout = read_shards(shards, split="train"), read_shards(shards, split="heldout")
     if train.vocab_size > _MAX_VOCABULARY:
         raise StageError(f"{shards}: {train.vocab_size:,} ids, the trigram baseline packs at most {_MAX_VOCABULARY:,}")
-    model = _Trigrams(vocab_size=train.vocab_size)
+    model = Trigrams(vocab_size=train.vocab_size)
     counted = model.count(_documents(train, max_tokens=max_tokens))
     nll, targets, num_bytes = 0.0, 0, 0
     for ids, size in _with_bytes(heldout, max_documents=max_documents):
@@ -94,7 +94,7 @@ def _with_bytes(shards: Any, *, max_documents: int | None) -> Iterator[tuple[Ids
                 given += 1
 
 
-class _Trigrams:
+class Trigrams:
     """Id `vocab_size` stands before a document; two of it, so that every target has two ids of context."""
 
     def __init__(self, *, vocab_size: int) -> None:

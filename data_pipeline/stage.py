@@ -63,7 +63,8 @@ def fingerprint(tree: Any) -> str:
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Commit `manifest` as the last file of `folder`, with a hash over itself; returns what was written."""
-    body = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    # As JSON gives it back, so that the hash is of what a reader sees: keys that were integers sort as text.
+    body = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "manifest_sha256"}))
     body["manifest_sha256"] = fingerprint(body)
     disk.write_json(folder / MANIFEST_NAME, body)
     return body
@@ -82,7 +83,10 @@ def read_manifest(folder: Path, *, kind: str) -> Manifest:
     try:
         manifest: Manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise StageError(f"{path}: not valid JSON: {error}; run the stage again to rebuild the folder") from None
+        raise StageError(f"{path}: not valid JSON: {error}; remove that file and run the stage again") from None
+    if not isinstance(manifest, dict):
+        found = type(manifest).__name__
+        raise StageError(f"{path}: holds a {found}, not an object with keys; remove that file and run the stage again")
     if manifest.get("kind") != kind:
         raise StageError(f"{path}: kind is {manifest.get('kind')!r}, but {kind!r} is needed; give another folder")
     body = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
@@ -90,7 +94,7 @@ def read_manifest(folder: Path, *, kind: str) -> Manifest:
         stored = str(manifest.get("manifest_sha256"))[:12]
         raise StageError(
             f"{path}: its content hashes to {fingerprint(body)[:12]}…, but it says {stored}…; "
-            "it was altered after the stage wrote it: run the stage again"
+            "it was altered after the stage wrote it: restore it, or remove that file and run the stage again"
         )
     return manifest
 

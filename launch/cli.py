@@ -159,6 +159,7 @@ def _add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
         help=flag.help + default,
         nargs="+" if flag.is_list else None,
         type=str if flag.minimum is None else _integer(flag.minimum),
+        choices=flag.choices or None,
         default=flag.default,
     )
 
@@ -173,7 +174,7 @@ def _integer(minimum: int) -> Callable[[str], int]:
 
 
 def _parse(verb: Verb, words: list[str]) -> argparse.Namespace:
-    """What the verb's function gets: its flags, and `config` and `overrides` or `path`."""
+    """What the verb's function gets: its flags, and `config` and `overrides`, or `path`, all as they were typed."""
     parser = _parser(verb)
     arguments = parser.parse_intermixed_args(words)
     plain = arguments.words
@@ -190,7 +191,7 @@ def _parse(verb: Verb, words: list[str]) -> argparse.Namespace:
     if not plain and not is_optional:
         parser.error(f"{verb.positional} is missing")
     if verb.positional:
-        setattr(arguments, "config" if verb.takes_config else "path", Path(plain[0]) if plain else None)
+        setattr(arguments, "config" if verb.takes_config else "path", plain[0] if plain else None)
     return arguments
 
 

@@ -1,8 +1,7 @@
-"""What every data verb does around its stage: skip what is done and say so, run, print what was made and what is next."""
+"""Around the stage of every data verb: skip what is done and say so, run, print what was made and what is next."""
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,9 +19,9 @@ class Figure(NamedTuple):
 
 def run_verb(
     stage: Stage,
-    arguments: argparse.Namespace,
     *,
     kind: str,
+    num_workers: int | None = None,
     figures: Callable[[Manifest], Sequence[Figure]],
     next_command: str,
 ) -> int:
@@ -33,7 +32,7 @@ def run_verb(
         print(f"{stage.output}: up to date (이미 완료): {MANIFEST_NAME} was made from equal inputs; nothing was done")
         rows = list(figures(manifest))
     else:
-        manifest = run_stage(stage, arguments.workers or num_cores(), label=kind)
+        manifest = run_stage(stage, num_workers or num_cores(), label=kind)
         seconds = time.perf_counter() - started
         print(f"{stage.output}: {kind} done (완료)")
         rows = [*figures(manifest), Figure("seconds", round(seconds, 1))]

@@ -39,7 +39,8 @@ GRACE_SECONDS = 30.0
 def hold_signals() -> set[signal.Signals]:
     """From here on stop signals wait until the ranks can have them; call it before anything that takes time.
 
-    Returns what is held: all but those that the caller's parent ignores (nohup ignores SIGHUP).
+    They are the caller's again when `start_ranks` is done. Returns what is held: all but those that the caller's
+    parent ignores (nohup ignores SIGHUP).
     """
     held = {number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN}
     signal.pthread_sigmask(signal.SIG_BLOCK, {*held, signal.SIGCHLD})
@@ -66,20 +67,35 @@ def start_ranks(
         if pending := signal.sigpending() & held:
             _tell(f"{min(pending).name}: stopped before the ranks were started; nothing was begun")
             return STOPPED
-        record_before = read_exit(run_folder)
-        with _reserved_port() as port:
-            watch = _Watch(command, environments(num_ranks, device=device, port=port, env=env))
-            try:
-                code = watch.wait(held, grace_seconds=grace_seconds)
-            finally:
-                watch.kill_rest()
-        if code != DONE:
-            return code
-        record = read_exit(run_folder)
-        is_new = record is not None and record != record_before
-        return _conclude(watch, record.code if record is not None and is_new else None, run_folder=run_folder)
+        with reserved_port() as port:
+            ranks = environments(num_ranks, device=device, port=port, env=env)
+            code = _run(command, ranks, held=held, run_folder=run_folder, grace_seconds=grace_seconds)
+        if code == DONE:  # else the caller ends too, and a signal that comes twice must not change its exit code
+            before -= {*held, signal.SIGCHLD}
+        return code
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run(
+    command: Sequence[str],
+    rank_environments: Sequence[Mapping[str, str]],
+    *,
+    held: set[signal.Signals],
+    run_folder: Path,
+    grace_seconds: float,
+) -> int:
+    record_before = read_exit(run_folder)
+    watch = _Watch(command, rank_environments)
+    try:
+        code = watch.wait(held, grace_seconds=grace_seconds)
+    finally:
+        watch.kill_rest()
+    if code != DONE:
+        return code
+    record = read_exit(run_folder)
+    is_new = record is not None and record != record_before
+    return _conclude(watch, record.code if record is not None and is_new else None, run_folder=run_folder)
 
 
 def environments(num_ranks: int, *, device: Device, port: int, env: Mapping[str, str]) -> list[dict[str, str]]:
@@ -101,7 +117,7 @@ def environments(num_ranks: int, *, device: Device, port: int, env: Mapping[str,
 
 
 @contextlib.contextmanager
-def _reserved_port() -> Iterator[int]:
+def reserved_port() -> Iterator[int]:
     """A port of this machine that nobody else is given during the block, though rank 0 can listen on it.
 
     Bound but not listening, with SO_REUSEADDR: the kernel hands it to no one who asks for any port, and lets a second

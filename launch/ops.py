@@ -35,7 +35,7 @@ print("built:" + ShareMemCommBuilder().load(verbose=False).__file__)
 """
 
 
-def ensure_ops_built(*, root: Path | None = None) -> None:
+def ensure_ops_built() -> None:
     """DeepSpeed's op for ranks on a CPU stands compiled in torch's cache; returns at once where it does already.
 
     A stop signal that `launch.local.hold_signals` holds ends the build and stays pending for `start_ranks`.
@@ -43,13 +43,13 @@ def ensure_ops_built(*, root: Path | None = None) -> None:
     Raises:
         RunError: a compiler is missing, or the build failed.
     """
-    root = root or extensions_root()
+    check_tools()
+    root = extensions_root()
     root.mkdir(parents=True, exist_ok=True)
     with _one_builder(root):
         remove_stale_locks(root)
         if _is_built(root):
             return
-        check_tools()
         print("DeepSpeed's shared-memory op is compiled, once on this machine (1-2 minutes) …", file=sys.stderr)
         if (library := _build(root)) is not None:
             disk.write_json(root / BUILT_NAME, {**_versions(), "library": library})
@@ -64,12 +64,12 @@ def extensions_root() -> Path:
 
 
 def check_tools() -> None:
-    """Refuse, naming every missing program at once."""
+    """Refuse, naming every missing program at once; torch asks for them also to load what is compiled."""
     missing = [package for program, package in TOOLS.items() if shutil.which(program) is None]
     if missing:
         packages = " ".join(missing)
         raise RunError(
-            f"DeepSpeed on a CPU compiles an op at its first start, but this machine lacks {packages}; "
+            f"DeepSpeed on a CPU compiles and loads an op, but this machine lacks {packages}; "
             f"install it (apt-get install {packages}), or set engine.kind=none"
         )
 

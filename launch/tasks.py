@@ -49,15 +49,17 @@ def run_stage(stage: Stage, num_workers: int, *, label: str) -> Manifest:
     tasks = sorted(stage.plan(), key=lambda task: task.wave)
     waves = [list(wave) for _, wave in groupby(tasks, key=lambda task: task.wave)]
     num_workers = min(num_workers, max((len(wave) for wave in waves), default=1))
-    with _progress_bar(tasks, label) as bar:
+    with _Progress(tasks, label) as progress:
         if num_workers <= 1:
             for task in tasks:
                 _check(task, _run(stage, task), label)
-                _advance(bar, task)
+                progress.advance(task)
         else:
             with _pool(stage, num_workers) as pool:
                 for wave in waves:
-                    _run_wave(pool, wave, label=label, max_in_flight=num_workers * IN_FLIGHT_A_WORKER, bar=bar)
+                    _run_wave(
+                        pool, wave, label=label, max_in_flight=num_workers * IN_FLIGHT_A_WORKER, progress=progress
+                    )
     return stage.finish()
 
 
@@ -66,7 +68,9 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run_wave(pool: ProcessPoolExecutor, wave: Sequence[Task], *, label: str, max_in_flight: int, bar: tqdm) -> None:
+def _run_wave(
+    pool: ProcessPoolExecutor, wave: Sequence[Task], *, label: str, max_in_flight: int, progress: _Progress
+) -> None:
     """All tasks of a wave; at the first failure no more are begun, and those that run are waited for."""
     waiting = iter(wave)
     running: dict[Future[_Outcome], Task] = {}
@@ -80,7 +84,7 @@ def _run_wave(pool: ProcessPoolExecutor, wave: Sequence[Task], *, label: str, ma
                 outcome = future.result()
                 task = running.pop(future)
                 _check(task, outcome, label)
-                _advance(bar, task)
+                progress.advance(task)
     except BrokenProcessPool:
         names = ", ".join(task.name for task in running.values())
         raise TaskError(
@@ -179,13 +183,20 @@ def _run_in_worker(task: Task) -> _Outcome:
     return _run(_stage, task)
 
 
-def _progress_bar(tasks: Sequence[Task], label: str) -> tqdm:
-    """In bytes of input, or in tasks where no task has any; on stderr, and only on a terminal."""
-    total = sum(task.num_bytes for task in tasks)
-    if total:
-        return tqdm(total=total, desc=label, unit="B", unit_scale=True, unit_divisor=1000, disable=None)
-    return tqdm(total=len(tasks), desc=label, unit="task", disable=None)
+class _Progress:
+    """A bar in bytes of input, or in tasks where no task has any; on stderr, and only on a terminal."""
 
+    def __init__(self, tasks: Sequence[Task], label: str) -> None:
+        num_bytes = sum(task.num_bytes for task in tasks)
+        self._in_bytes = num_bytes > 0
+        total, unit = (num_bytes, "B") if self._in_bytes else (len(tasks), "task")
+        self._bar = tqdm(total=total, desc=label, unit=unit, unit_scale=self._in_bytes, disable=None)
 
-def _advance(bar: tqdm, task: Task) -> None:
-    bar.update(task.num_bytes if bar.unit == "B" else 1)
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, task: Task) -> None:
+        self._bar.update(task.num_bytes if self._in_bytes else 1)

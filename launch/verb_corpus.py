@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 from data_pipeline.config import load
 from data_pipeline.corpus.build import CorpusBuild, CorpusConfig
@@ -18,8 +19,8 @@ def build(arguments: argparse.Namespace) -> int:
     next_command = f"dure tokenizer train --corpus {config.output} --output DIR"
     return run_verb(
         CorpusBuild(config),
-        arguments,
         kind="corpus",
+        num_workers=arguments.workers,
         figures=lambda manifest: list(_figures(manifest)),
         next_command=next_command,
     )
@@ -27,7 +28,7 @@ def build(arguments: argparse.Namespace) -> int:
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Show what a build would read."""
-    print("\n".join(inspect_path(arguments.path).lines()))
+    print("\n".join(inspect_path(Path(arguments.path)).lines()))
     print(f"next: dure corpus build --input {arguments.path} --output DIR")
     return 0
 

@@ -20,8 +20,8 @@ def build(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, arguments.overrides, ShardsConfig)
     return run_verb(
         ShardsBuild(config),
-        arguments,
         kind="shards",
+        num_workers=arguments.workers,
         figures=lambda manifest: list(_figures(manifest)),
         next_command=f"dure train CONFIG data.shards={config.output}",
     )
@@ -31,7 +31,7 @@ def verify(arguments: argparse.Namespace) -> int:
     """Print each fault; 1 if there is one."""
     from data_pipeline.shards.verify import verify as faults_of
 
-    faults = faults_of(arguments.path)
+    faults = faults_of(Path(arguments.path))
     for fault in faults:
         print(fault, file=sys.stderr)
     print(f"{arguments.path}: {f'{len(faults):,} faults (손상됨)' if faults else 'sound (정상)'}")
@@ -44,7 +44,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     from data_pipeline.stream.packing import Packing
 
     text = describe(
-        arguments.path,
+        Path(arguments.path),
         tokenizer=Path(arguments.tokenizer) if arguments.tokenizer else None,
         split=arguments.split,
         seq_len=arguments.seq_len,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 class Flag(NamedTuple):
     """A flag of a verb. With `key` it is a short form of the override `key=value`, else the function reads it.
 
-    A `minimum` makes it an integer.
+    A `minimum` makes it an integer; one of `choices` is taken only as it stands there.
     """
 
     name: str
@@ -21,6 +21,7 @@ class Flag(NamedTuple):
     is_list: bool = False
     minimum: int | None = None
     excludes: str = ""
+    choices: tuple[str, ...] = ()
     default: int | str | None = None
 
 
@@ -111,7 +112,7 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 "corpus → byte-level BPE or ## BPE, with its card (토크나이저)",
                 "launch.verb_tokenizer:train",
                 "[CONFIG]",
-                (CORPUS, OUTPUT, WORKERS),
+                (CORPUS, OUTPUT),
             ),
             Verb(
                 "shards build",
@@ -138,9 +139,9 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 "DIR",
                 (
                     Flag("--tokenizer", "DIR", "show text instead of ids"),
-                    Flag("--split", "SPLIT", "train or heldout", default="train"),
+                    Flag("--split", "SPLIT", "which of the two", default="train", choices=("train", "heldout")),
                     Flag("--seq-len", "N", "inputs a row", minimum=1, default=2048),
-                    Flag("--packing", "PACKING", "concatenated or best_fit", default="concatenated"),
+                    Flag("--packing", "PACKING", "how", default="concatenated", choices=("concatenated", "best_fit")),
                     Flag("--rows", "N", "how many rows", minimum=1, default=2),
                 ),
             ),

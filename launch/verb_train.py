@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
+
+from launch.local import Device, hold_signals, start_ranks
 
 
 def train(arguments: argparse.Namespace) -> int:
     """Start `python -m trainer` on as many ranks as asked for: --gpus N, --cpu-ranks N, or one of whatever is here."""
+    return run(arguments.config, arguments.overrides, gpus=arguments.gpus, cpu_ranks=arguments.cpu_ranks)
+
+
+def run(config_path: str, overrides: list[str], *, gpus: int | None = None, cpu_ranks: int | None = None) -> int:
+    """Carry a run out on this machine, or go on with it; returns 0, 85 (stopped, all saved) or a failure's code.
+
+    Raises:
+        ConfigError: the config is faulty; told before any rank starts.
+    """
+    hold_signals()
     from data_pipeline.config import load
-    from launch.local import start_ranks
-    from launch.toolchain import prepare_cpu_ranks
     from trainer.config import TrainConfig
 
-    config = load(arguments.config, arguments.overrides, TrainConfig)
-    num_ranks, device = _ranks_of(arguments)
-    if device == "cpu" and num_ranks > 1 and config.engine.kind == "deepspeed":
+    config = load(config_path, overrides, TrainConfig)
+    num_ranks, device = _ranks(gpus, cpu_ranks)
+    if device == "cpu" and config.engine.kind == "deepspeed":
+        from launch.toolchain import prepare_cpu_ranks
+
         prepare_cpu_ranks()
-    command = [sys.executable, "-m", "trainer", str(arguments.config), *arguments.overrides]
+    command = [sys.executable, "-m", "trainer", config_path, *overrides]
     run_folder = Path(config.run.folder) / config.run.name
     return start_ranks(command, num_ranks=num_ranks, device=device, run_folder=run_folder)
+
+
+def _ranks(gpus: int | None, cpu_ranks: int | None) -> tuple[int, Device]:
+    if cpu_ranks is not None:
+        return cpu_ranks, "cpu"
+    if gpus is not None:
+        return gpus, "gpu"
+    return 1, "gpu" if has_gpu() else "cpu"
+
+
+def has_gpu() -> bool:
+    """Whether torch would find a CUDA device, without the seconds that importing torch takes where there is none."""
+    if importlib.util.find_spec("torch") is None or not any(Path("/dev").glob("nvidia[0-9]*")):
+        return False
+    import torch
+
+    return torch.cuda.is_available()

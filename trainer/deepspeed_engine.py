@@ -8,7 +8,7 @@ tests/trainer/test_engine.py pins what is used.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,7 +92,7 @@ class _Bf16Stage1:
 
 
 def _gradients_of(zero: Any) -> _Gradients:
-    kinds = {
+    kinds: dict[str, Callable[[Any], _Gradients]] = {
         "DeepSpeedZeroOptimizer": _Stage12,
         "DeepSpeedZeroOptimizer_Stage3": _Stage3,
         "BF16_Optimizer": _Bf16Stage1,

@@ -143,9 +143,9 @@ class _Autocast(nn.Module):
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Fill `model` from a verified checkpoint of either engine, without optimizer; for evaluation and generation."""
     if (folder / DEEPSPEED_TAG).is_dir():
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+        from trainer.deepspeed_weights import read_weights
 
-        tensors = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=DEEPSPEED_TAG)
+        tensors = read_weights(folder)
     else:
         import safetensors.torch
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field
 
 from data_pipeline.config import Config
+
+if TYPE_CHECKING:
+    import torch
 
 # Dense bf16 peak in TFLOP/s by a part of the device's name, from NVIDIA's data sheets; the first match counts, so
 # that a longer name stands before a shorter one. Sparse figures are twice these and must never be used here.
@@ -52,6 +54,8 @@ def peak_tflops(device_name: str) -> float | None:
 def memory_gib(device: torch.device) -> float:
     """The most memory this process has held: of the GPU since the start, else resident in the host's RAM."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from data_pipeline.shards.format import read_shards
 from data_pipeline.stream.batch import Batch
 from trainer.errors import RunError
 from trainer.model_config import ModelConfig
@@ -40,6 +41,12 @@ class Vocabulary:
     size: int
     eos_id: int
     pad_id: int
+
+
+def read_vocabulary(shards: Path) -> Vocabulary:
+    """The tokenizer's figures that the shards' manifest keeps."""
+    train = read_shards(shards, split="train")
+    return Vocabulary(size=train.vocab_size, eos_id=train.eos_id, pad_id=train.pad_id)
 
 
 def choose_attention(config: ModelConfig, *, device: torch.device, precision: str) -> KernelChoice:

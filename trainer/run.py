@@ -62,9 +62,7 @@ def _leave(folder: RunFolder, ranks: Ranks, record: ExitRecord) -> None:
     ranks.barrier()
 
 
-def _attempt(
-    config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: StopFlag, on_phase: Watcher
-) -> ExitRecord:
+def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: StopFlag, on_phase: Watcher) -> ExitRecord:
     """Choose the checkpoint, set up, restore, train."""
     on_phase("load")
     chosen = checkpoint.choose(folder.checkpoints, ranks)

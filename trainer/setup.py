@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data_pipeline.shards.format import check_tokenizer, read_shards
+from data_pipeline.shards.format import check_tokenizer
 from data_pipeline.stream.evaluation import EvaluationSet
 from data_pipeline.stream.rows import Rows, open_rows
 from data_pipeline.stream.stream import Stream
@@ -19,12 +19,12 @@ from trainer.engine import Engine, make_engine
 from trainer.errors import RunError
 from trainer.model import (
     KernelChoice,
-    Vocabulary,
     check_documents_apart,
     choose_attention,
     count_parameters,
     flops_per_token,
     make_model,
+    read_vocabulary,
 )
 from trainer.objectives.causal_lm import CausalLM
 from trainer.ranks import Ranks
@@ -107,12 +107,6 @@ def check_engine(saved: dict[str, Any], ours: dict[str, Any], *, folder: Path) -
                 "file holds its shard of the optimizer, which nothing here reshapes yet; start with the old value "
                 "(the data order itself would follow any number of ranks)"
             )
-
-
-def read_vocabulary(shards: Path) -> Vocabulary:
-    """The tokenizer's figures that the shards' manifest keeps."""
-    train = read_shards(shards, split="train")
-    return Vocabulary(size=train.vocab_size, eos_id=train.eos_id, pad_id=train.pad_id)
 
 
 def open_stream(config: TrainConfig, ranks: Ranks) -> tuple[Stream, Rows]:

@@ -182,7 +182,8 @@ class CorpusBuild:
             return
         output, root = self.output, self.output / STAGING
         names = {path.name for path in output.iterdir()} if output.is_dir() else set()
-        foreign = {name for name in names if not name.startswith(".")} - {"data", "rejects", stage.MANIFEST_NAME}
+        ours = {"data", "rejects", stage.MANIFEST_NAME, stage.MANIFEST_NAME + disk.PARTIAL_SUFFIX}
+        foreign = {name for name in names - ours if not name.startswith(".")}
         if foreign or (names and not {STAGING, stage.MANIFEST_NAME} & names):
             held = ", ".join(sorted(foreign or names))
             raise StageError(f"output: {output} holds {held}, which no corpus build wrote; give an empty folder")

@@ -127,6 +127,7 @@ class ShardsBuild:
     def finish(self) -> Manifest:
         """Refuse what could not be trained on, then commit the manifest."""
         if self.is_done():
+            self._remove_task_records()
             return read_shards_manifest(self.output)
         records = self._records()
         splits = {
@@ -155,7 +156,7 @@ class ShardsBuild:
                 "inputs_sha256": fingerprint(inputs),
             },
         )
-        disk.remove_tree(self.output / TASKS_FOLDER)
+        self._remove_task_records()
         return manifest
 
     def _corpus(self) -> Manifest:
@@ -226,6 +227,10 @@ class ShardsBuild:
                 f"({num_unk / num_ids:.3%}), max_unk_rate is {limit:.3%}; use a byte-level tokenizer or one with a "
                 "larger alphabet, or raise max_unk_rate"
             )
+
+    def _remove_task_records(self) -> None:
+        if (self.output / TASKS_FOLDER).exists():
+            disk.remove_tree(self.output / TASKS_FOLDER)
 
     def _remove_strays(self, names: set[str]) -> None:
         """Remove what killed or other builds left beside the shards."""

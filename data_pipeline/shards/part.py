@@ -57,6 +57,7 @@ def write_part(
             output, f"{split}/{name}", split=split, dtype=dtype, max_shard_bytes=max_shard_bytes
         )
     for batch in _read(path):
+        assert encoder.eos_id is not None  # an Encoder refuses a tokenizer without an end of text
         flat, offsets = encoder.encode_batch(batch.column("text").to_pylist())
         _check_ids(flat, encoder, path)
         documents = _documents(batch, flat, offsets, eos_id=encoder.eos_id, dtype=dtype)

@@ -19,7 +19,7 @@ from data_pipeline.synthetic.reports import ROLES, Exchange, report, wrong_guess
 from data_pipeline.synthetic.verbs import connect, finite
 
 _WORLD_SHARE = 0.15
-_RETOLD_SHARE = 0.5
+_RETOLD_SHARE = 0.8
 _TEACHERS = tuple(role for role in ROLES if role.name in ("선생님", "이웃", "친구"))
 _LEARNERS = tuple(role for role in ROLES if role.name in ("아이", "손님", "기자"))
 

@@ -16,6 +16,7 @@ from data_pipeline.synthetic.particles import Word
 from data_pipeline.synthetic.verbs import Predicate, asked, connect, copula, finite, quoted, whether
 
 ROLES = tuple(Subject(Word(name)) for name in words("선생님 이웃 손님 기자 아이 친구"))
+_WORD_SHARE = 0.35
 _SAYING = ("답하다", "대답하다", "말하다")
 
 # {q} 어디에 사느냐고, {w} 어디에 사는지; with {full_…} the owner is named. {when} 묻자, for an elder 여쭈자.
@@ -108,7 +109,7 @@ def _parts(rng: random.Random, it: Exchange) -> dict[str, Word]:
         "asked": finite(verbs.past(ask)),
         "q": _question(it, _quoted_question),
         "w": _question(it, whether),
-        "full_q": _question(it, _quoted_question, names_owner=True),
+        "full_q": _question(it, _quoted_question, particle=rng.choice(("은", "이")), names_owner=True),
         "full_w": _question(it, whether, names_owner=True),
         "direct": _direct(it),
         "full_direct": _question(it, rng.choice((_polite, asked)), particle="은", names_owner=True),
@@ -145,7 +146,7 @@ def _direct(it: Exchange) -> str:
 
 
 def _answers_in_words(rng: random.Random, question: Question) -> bool:
-    return question.reply.topic is not None or (question.takes_word and rng.random() < 0.6)
+    return question.reply.topic is not None or (question.takes_word and rng.random() < _WORD_SHARE)
 
 
 def _reply(rng: random.Random, it: Exchange) -> str:

@@ -117,9 +117,9 @@ def test_a_key_that_only_one_side_has_is_a_difference() -> None:
 
 def test_a_second_process_on_a_live_folder_is_refused(folder: RunFolder) -> None:
     with folder.hold(config(), ranks=1):
-        with pytest.raises(RunError, match="another process works in this run folder"):
-            with RunFolder(folder.path, rank=0).hold(config(), ranks=1):
-                pass
+        second = RunFolder(folder.path, rank=0).hold(config(), ranks=1)
+        with pytest.raises(RunError, match="another process works in this run folder"), second:
+            pass
         assert folder.attempt == 1
 
 

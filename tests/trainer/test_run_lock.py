@@ -17,7 +17,8 @@ from trainer.run_lock import Holder, LockTiming, RunLock, held, process_start_ti
 
 FAST = LockTiming(beat_seconds=0.05, timeout_seconds=0.6)
 
-# Tries to hold the folder argv[1] at the time argv[2]: prints "held" and holds it until its input ends, or prints the refusal.
+# At the time argv[2] tries to hold the folder argv[1]: prints "held" and holds it until
+# its input ends, or prints why not.
 STARTER = """
 import sys, time
 from pathlib import Path

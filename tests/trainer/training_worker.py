@@ -1,7 +1,8 @@
 """Trains a tiny model over rows that the caller wrote down, with each engine that it names; a process of its own.
 
 `python training_worker.py SPEC.json`, under torchrun for several ranks. SPEC: {rows: FILE.npz, output: DIR, engines:
-[{name, kind, zero_stage, precision}], steps, micro_batch_sequences, weighting: "targets" | "rank_means"}.
+[{name, kind, zero_stage, precision, poisoned_before}], steps, micro_batch_sequences, weighting: "targets" | "rank_means"}.
+Before each step of `poisoned_before` the same rows are tried with a loss that is not finite on the last rank alone.
 Writes DIR/<name>.json (losses and norms) and DIR/<name>.safetensors (final weights) for each engine.
 """
 
@@ -107,11 +108,29 @@ def run(engine_spec: dict[str, Any], spec: dict[str, Any], ranks: Ranks) -> dict
     losses, norms = [], []
     for step in range(spec["steps"]):
         lr = learning_rate(config.train.schedule, step=step, max_steps=spec["steps"])
-        metrics = updater.step(micro_batches(arrays, step, config, ranks), number=step, lr=lr)
+        batches = micro_batches(arrays, step, config, ranks)
+        if step in engine_spec.get("poisoned_before", []):
+            refuse(updater, batches, step=step, lr=lr)
+        metrics = updater.step(batches, number=step, lr=lr)
         losses.append(metrics.loss)
         norms.append(metrics.grad_norm)
     write_weights(engine, model, Path(spec["output"]), name=engine_spec["name"], ranks=ranks)
     return {"losses": losses, "norms": norms}
+
+
+def refuse(updater: Updater, batches: list[Batch], *, step: int, lr: float) -> None:
+    """Try a step whose last micro-batch on the last rank has loss NaN; every rank must refuse it."""
+    sound = updater.objective
+    is_last_rank = updater.ranks.rank == updater.ranks.world_size - 1
+
+    def poisoned(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        loss = sound(model, batch)
+        return loss * float("nan") if is_last_rank and batch is batches[-1] else loss
+
+    updater.objective = poisoned
+    metrics = updater.step(batches, number=step, lr=lr)
+    updater.objective = sound
+    assert metrics.skipped and "not finite" in metrics.reason, metrics
 
 
 def write_weights(engine: Engine, model: Any, output: Path, *, name: str, ranks: Ranks) -> None:

@@ -1,0 +1,300 @@
+"""Laws 12 and 14 in the launcher: signals reach every rank, any failure fails the whole, nobody outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.local import environments, reserved_port
+
+IP_LOCAL_PORT_RANGE = 51  # linux/in.h; the socket module lacks it
+
+# `dure train` as far as the launcher goes: argv is the run folder, the number of ranks, the grace time, a rank's code.
+LAUNCHER = """
+import sys
+from pathlib import Path
+from launch.local import hold_signals, start_ranks
+hold_signals()
+folder, num_ranks, grace, code = sys.argv[1:5]
+command = [sys.executable, "-c", code, folder]
+sys.exit(start_ranks(
+    command, num_ranks=int(num_ranks), device="cpu", run_folder=Path(folder), grace_seconds=float(grace)
+))
+"""
+
+# What every rank's code begins with: it says that it is ready in a file, and knows how a trainer ends.
+RANK = """
+import os, sys, time
+from pathlib import Path
+from trainer.resilience import ExitRecord, StopFlag, die_with_parent
+from trainer.run_folder import RunFolder
+stop = StopFlag()
+stop.install()
+die_with_parent()
+rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
+def ready():
+    (folder / f"ready-{rank}").write_text(str(os.getpid()))
+def loop(seconds=60):
+    end = time.time() + seconds
+    while not stop.requested and time.time() < end:
+        time.sleep(0.01)
+def finish(code, reason):
+    if rank == 0:
+        RunFolder(folder, rank=0).write_exit(ExitRecord(code=code, reason=reason, step=7))
+    (folder / f"ended-{rank}").write_text(reason)
+    sys.exit(code)
+"""
+TRAINS = RANK + "ready()\nloop()\nfinish(85 if stop.requested else 0, stop.signal_name)\n"
+
+
+def launch(folder: Path, code: str, *, num_ranks: int = 2, grace: float = 20) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(folder), str(num_ranks), str(grace), code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
+    )
+
+
+def wait_for(*paths: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not all(path.exists() and path.read_text() for path in paths):
+        assert time.monotonic() < deadline, f"none of {paths} came"
+        time.sleep(0.01)
+
+
+def ready_pids(folder: Path, num_ranks: int = 2) -> list[int]:
+    paths = [folder / f"ready-{rank}" for rank in range(num_ranks)]
+    wait_for(*paths)
+    return [int(path.read_text()) for path in paths]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a rank outlived its launcher"
+        time.sleep(0.05)
+
+
+def test_ranks_that_are_done_end_the_whole_with_0_and_only_rank_0_speaks(tmp_path: Path) -> None:
+    code = RANK + "print('rank', rank, os.environ['WORLD_SIZE'])\nfinish(0, 'done')\n"
+    process = launch(tmp_path, code, num_ranks=3)
+    assert process.communicate(timeout=60) == ("rank 0 3\n", "")
+    assert process.returncode == 0
+
+
+def test_a_warning_of_another_rank_carries_its_name(tmp_path: Path) -> None:
+    code = RANK + "print('slow disk\\nand more', file=sys.stderr)\nfinish(0, 'done')\n"
+    _, errors = launch(tmp_path, code).communicate(timeout=60)
+    assert sorted(errors.splitlines()) == ["[rank 1] and more", "[rank 1] slow disk", "and more", "slow disk"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_launcher_stops_every_rank_and_ends_with_85(tmp_path: Path, number: signal.Signals) -> None:
+    process = launch(tmp_path, TRAINS)
+    ready_pids(tmp_path)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+
+    expected = "SIGTERM" if number == signal.SIGHUP else number.name
+    assert process.returncode == 85
+    assert [(tmp_path / f"ended-{rank}").read_text() for rank in (0, 1)] == [expected, expected]
+    assert json.loads((tmp_path / "exit.json").read_text())["reason"] == expected
+
+
+@pytest.mark.stages
+def test_a_signal_at_any_moment_of_the_start_is_lost_by_no_one(tmp_path: Path) -> None:
+    codes = []
+    for try_number in range(12):
+        folder = tmp_path / str(try_number)
+        folder.mkdir()
+        process = launch(folder, TRAINS.replace("loop()", "loop(20)"))
+        time.sleep(0.15 + 0.05 * try_number)  # before that, Python itself has not begun
+        process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        process.communicate(timeout=60)
+        assert time.monotonic() - started < 15, "the ranks did not hear of it"
+        codes.append(process.returncode)
+    assert set(codes) <= {85, -signal.SIGTERM}
+    assert codes[-6:] == [85] * 6
+
+
+def test_a_signal_while_the_ranks_load_waits_until_they_can_take_it(tmp_path: Path) -> None:
+    loads = (
+        "import os, sys, time\nopen(f'{sys.argv[1]}/loading-' + os.environ['RANK'], 'w').write('x')\ntime.sleep(1)\n"
+    )
+    process = launch(tmp_path, loads + TRAINS)
+    wait_for(tmp_path / "loading-0", tmp_path / "loading-1")
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert process.returncode == 85
+    assert (tmp_path / "ended-1").read_text() == "SIGUSR1"
+
+
+def test_a_signal_before_the_start_begins_nothing(tmp_path: Path) -> None:
+    launcher = LAUNCHER.replace(
+        "hold_signals()\nfolder", "hold_signals()\nimport os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nfolder"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", launcher, str(tmp_path), "2", "5", TRAINS], capture_output=True, text=True
+    )
+    assert done.returncode == 85
+    assert "SIGTERM: stopped before the ranks were started; nothing was begun" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_that_fails_is_named_and_ends_the_whole(tmp_path: Path) -> None:
+    code = RANK + "ready()\nif rank == 1:\n    time.sleep(0.3)\n    sys.exit(3)\nloop()\nfinish(85, stop.signal_name)\n"
+    process = launch(tmp_path, code)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "rank 1 of 2 (pid " in errors
+    assert "ended with exit code 3; the others were stopped. The last complete checkpoint stands" in errors
+    assert (tmp_path / "ended-0").read_text() == "SIGTERM"
+
+
+def test_a_killed_rank_ends_the_whole_though_the_others_say_85(tmp_path: Path) -> None:
+    process = launch(tmp_path, TRAINS)
+    os.kill(ready_pids(tmp_path)[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 137
+    assert "rank 1 of 2 (pid " in errors
+    assert "was killed by SIGKILL; was it out of memory (메모리 부족)? see dmesg; the others were stopped" in errors
+
+
+def test_a_rank_that_will_not_stop_is_ended_by_force_with_its_children(tmp_path: Path) -> None:
+    code = RANK + (
+        "import subprocess\n"
+        "if rank == 0:\n"
+        "    child = subprocess.Popen(['sleep', '600'])\n"
+        "    (folder / 'child').write_text(str(child.pid))\n"
+        "ready()\n"
+        "if rank == 1:\n"
+        "    while not (folder / 'child').exists(): time.sleep(0.01)\n"
+        "    sys.exit(4)\n"
+        "time.sleep(600)\n"
+        "while True: time.sleep(600)\n"
+    )
+    process = launch(tmp_path, code, grace=0.5)
+    pids = ready_pids(tmp_path)
+    started = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert time.monotonic() - started < 10
+    wait_gone([*pids, int((tmp_path / "child").read_text())])
+
+
+def test_a_refusal_that_a_rank_has_told_is_not_told_again(tmp_path: Path) -> None:
+    process = launch(tmp_path, RANK + "if rank == 0:\n    print('error: x', file=sys.stderr)\nsys.exit(2)\n")
+    assert process.communicate(timeout=60) == ("", "error: x\n")
+    assert process.returncode == 2
+
+
+def test_an_exit_record_of_an_earlier_start_is_no_excuse(tmp_path: Path) -> None:
+    first = launch(tmp_path, TRAINS)
+    ready_pids(tmp_path)
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert first.returncode == 85
+
+    second = launch(tmp_path, RANK + "sys.exit(85)\n")
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert "the ranks ended with 85, 85, but this start's exit.json is missing; taken as failed" in errors
+
+    third = launch(tmp_path, RANK + "sys.exit(0)\n")
+    third.communicate(timeout=60)
+    assert third.returncode == 0
+
+
+def test_two_presses_of_ctrl_c_end_it_unsaved(tmp_path: Path) -> None:
+    process = launch(tmp_path, RANK + "ready()\ntime.sleep(600)\ntime.sleep(600)\n")
+    pids = ready_pids(tmp_path)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.count("Ctrl-C: stopping after this step") == 1
+    assert "nothing saved" in errors
+    wait_gone(pids)
+
+
+def test_a_killed_launcher_leaves_no_rank_behind_and_they_save(tmp_path: Path) -> None:
+    process = launch(tmp_path, TRAINS)
+    pids = ready_pids(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)
+    wait_gone(pids)
+    assert [(tmp_path / f"ended-{rank}").read_text() for rank in (0, 1)] == ["SIGTERM", "SIGTERM"]
+    assert json.loads((tmp_path / "exit.json").read_text())["code"] == 85
+
+
+def test_signals_are_the_callers_again_once_the_ranks_are_done(tmp_path: Path) -> None:
+    code = LAUNCHER.replace("sys.exit(", "result = (", 1)
+    code += "import signal\nassert result == 0 and not signal.pthread_sigmask(signal.SIG_BLOCK, set())\n"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), "1", "5", "pass"], check=True, timeout=60)
+
+
+def test_each_rank_knows_its_place() -> None:
+    ranks = environments(2, device="cpu", port=2345, env={"HOME": "/root", "CUDA_VISIBLE_DEVICES": "0,1"})
+    assert [(env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"], env["LOCAL_WORLD_SIZE"]) for env in ranks] == [
+        ("0", "0", "2", "2"),
+        ("1", "1", "2", "2"),
+    ]
+    assert {env["MASTER_ADDR"] + ":" + env["MASTER_PORT"] for env in ranks} == {"127.0.0.1:2345"}
+    assert {env["CUDA_VISIBLE_DEVICES"] for env in ranks} == {""}
+    cores = len(os.sched_getaffinity(0))
+    assert {env["OMP_NUM_THREADS"] for env in ranks} == {str(max(1, cores // 2))}
+    assert ranks[0]["HOME"] == "/root"
+
+
+def test_on_gpus_the_devices_and_a_chosen_number_of_threads_stay() -> None:
+    (rank,) = environments(1, device="gpu", port=1, env={"CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "7"})
+    assert (rank["CUDA_VISIBLE_DEVICES"], rank["OMP_NUM_THREADS"]) == ("3", "7")
+
+
+@pytest.mark.stages
+def test_rank_0_can_listen_on_the_port_and_nobody_else_is_given_it(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, torch.distributed as dist\n"
+        "store = dist.TCPStore('127.0.0.1', int(os.environ['MASTER_PORT']), 2, is_master=os.environ['RANK'] == '0')\n"
+        "store.add('met', 1)\n"
+        "store.wait(['met'])\n"
+        "print(dist.PrefixStore('x', store) is not None)\n"
+    )
+    process = launch(tmp_path, code)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (0, "True\n"), errors
+
+
+def test_a_reserved_port_is_never_handed_out() -> None:
+    with reserved_port() as port, socket.socket() as other:
+        try:
+            # This socket may be given that one port only.
+            other.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("I", port << 16 | port))
+        except OSError:
+            pytest.skip("the kernel has no IP_LOCAL_PORT_RANGE (Linux 6.3)")
+        with pytest.raises(OSError, match="Address already in use"):
+            other.bind(("127.0.0.1", 0))
+    with socket.socket() as other:
+        other.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("I", port << 16 | port))
+        other.bind(("127.0.0.1", 0))
