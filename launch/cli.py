@@ -40,10 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb that `argv` names; returns the exit code."""
     _write_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
-    with contextlib.suppress(_Answered):
-        verb, rest = _find_verb(words)
-        return _call(verb, _parse(verb, rest))
-    return DONE
+    code = DONE
+    try:
+        with contextlib.suppress(_Answered):
+            verb, rest = _find_verb(words)
+            code = _call(verb, _parse(verb, rest))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) is gone; the interpreter's own flush at exit must not raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    return code
 
 
 class _Answered(Exception):  # noqa: N818 - not an error: the question was answered by printing
@@ -214,15 +221,12 @@ def _call(verb: Verb, arguments: argparse.Namespace) -> int:
     module, _, name = verb.function.partition(":")
     try:
         code: int = getattr(importlib.import_module(module), name)(arguments)
-        sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         print("\ninterrupted (중단됨); what is finished stays, and the same command goes on from it", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) is gone; the interpreter's own flush at exit must not raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        raise
     except Exception as error:
         code_of_error = exit_code_of(error)
         if code_of_error is None or os.environ.get("DURE_TRACEBACK") == "1":

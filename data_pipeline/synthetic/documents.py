@@ -19,7 +19,7 @@ from data_pipeline.synthetic.reports import ROLES, Exchange, report, wrong_guess
 from data_pipeline.synthetic.verbs import connect, finite
 
 _WORLD_SHARE = 0.15
-_RETOLD_SHARE = 0.8
+_RETOLD_SHARE = 0.5
 _TEACHERS = tuple(role for role in ROLES if role.name in ("선생님", "이웃", "친구"))
 _LEARNERS = tuple(role for role in ROLES if role.name in ("아이", "손님", "기자"))
 
@@ -54,9 +54,9 @@ def document(config: SyntheticConfig, *, split: Split, index: int) -> Document:
 
 
 def _story(rng: random.Random, name: str, split: Split) -> Document:
-    people = draw_people(rng, rng.choice((1, 2, 2, 2, 3)))
+    people = draw_people(rng, rng.choices((1, 2, 3), weights=(35, 50, 15))[0])
     num_paragraphs = rng.choice((1, 2, 2, 3))
-    num_frames = rng.choice((1, 1, 2)) if len(people) == 3 else rng.choice((1, 2, 2, 3))
+    num_frames = rng.choice({1: (2, 3), 2: (1, 1, 2), 3: (1,)}[len(people)])
     kinds = draw_frames(rng, people, num_paragraphs * num_frames)
     paragraphs: list[tuple[str, ...]] = []
     combinations: set[Combination] = set()
@@ -75,8 +75,8 @@ def _story(rng: random.Random, name: str, split: Split) -> Document:
 
 
 def _exchanges(rng: random.Random, facts: list[Fact], before: list[Fact], *, split: Split) -> list[Exchange]:
-    """Three to five different questions, mostly about this paragraph's facts, some about an earlier paragraph's."""
-    asked = rng.sample(_askable(facts), min(rng.randint(3, 5), len(_askable(facts))))
+    """A question about each fact of this paragraph, and now and then one about an earlier paragraph's."""
+    asked = rng.sample(_askable(facts), len(_askable(facts)))
     if before and rng.random() < 0.5:
         asked.append(rng.choice(_askable(before)))
     return [_exchange(rng, fact, slot, facts, split=split) for fact, slot in asked]
@@ -90,12 +90,12 @@ def _exchange(rng: random.Random, fact: Fact, slot: str, facts: list[Fact], *, s
     question = rng.choice([question for question in fact.frame.questions if question.slot == slot])
     others = [person for person in dict.fromkeys(known.owner for known in facts) if person != fact.owner]
     asker, bystander = rng.sample(ROLES, 2)
-    answerer = fact.owner if rng.random() < 0.55 else rng.choice([*others, bystander])
+    answerer = fact.owner if rng.random() < 0.6 else rng.choice([*others, bystander])
     if others and rng.random() < 0.2:
         asker = rng.choice([person for person in others if person != answerer] or [asker])
     chance = rng.random()
-    guess = fact if chance < 0.07 else wrong_guess(rng, fact, question, split=split) if chance < 0.14 else None
-    return Exchange(fact, question, asker, answerer, guess)
+    guess = fact if chance < 0.04 else wrong_guess(rng, fact, question, split=split) if chance < 0.08 else None
+    return Exchange(fact, question, asker, answerer, guess, is_alone=not others)
 
 
 def _lesson(rng: random.Random) -> list[str]:

@@ -20,18 +20,20 @@ from data_pipeline.synthetic.facts import (
     Combination,
     Fact,
     Split,
+    allowed_values,
     draw_fact,
     draw_frames,
     draw_people,
     is_heldout,
     passage_facts,
 )
-from data_pipeline.synthetic.frames import COPULA, Clause, Subject, put, sentence_part
+from data_pipeline.synthetic.frames import COPULA, Clause, Frame, Subject, put, sentence_part
 from data_pipeline.synthetic.particles import attach, forms
 from data_pipeline.synthetic.passages import introduction, told
 from data_pipeline.synthetic.verbs import asked, finite, quoted
 
 WORLD_HELDOUT_SHARE = 0.2
+_ACTIVITY_SHARE = 0.7
 _POLITE = partial(finite, level="polite")
 _FORMAL = partial(finite, level="formal")
 
@@ -91,7 +93,12 @@ def _said(fact: Fact, clause: Clause, form: Callable[[verbs.Predicate], str]) ->
 
 
 def _fact_to_rewrite(rng: random.Random, split: Split, owner: Subject) -> tuple[Fact, Clause]:
-    """A fact told by a verb in the present, without words that tie it to the present."""
+    """A fact told by a verb in the present, without words that tie it to the present; or something that people do."""
+    if rng.random() < _ACTIVITY_SHARE:
+        phrase = rng.choice(allowed_values(str(owner.name), "activity.phrase", "activity", split))
+        words_before, _, verb = phrase.rpartition(" ")
+        clause = Clause(words_before, verb)
+        return Fact(owner, Frame("activity", {"phrase": "activity"}, (clause,), ()), (phrase,)), clause
     frames = [frame for frame in portraits.FRAMES if _is_rewritable(frame.tell[0])]
     fact = draw_fact(rng, owner, rng.choice(frames), split=split, others=[])
     return fact, fact.frame.tell[0]

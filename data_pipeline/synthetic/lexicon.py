@@ -49,7 +49,7 @@ HIEUT_VOWELS = {"ㅏ": "ㅐ", "ㅑ": "ㅒ", "ㅓ": "ㅔ", "ㅕ": "ㅖ"}
 # 비다 -> 비어, 아니다 -> 아니어.
 NEVER_CONTRACTED = frozenset(words("피 비 기 시 띠 이 끼 아니"))
 # 주다 -> 주었다 in writing, though 줘요.
-OPEN_IN_THE_PAST = ("주", "보", "두", "되", "쑤", "꾸", "여쭈")
+OPEN_IN_THE_PAST = ("주", "보", "두", "되", "쑤", "꾸", "추", "여쭈")
 
 HONORIFIC_WORDS = {
     "먹다": "드시다",

@@ -133,12 +133,6 @@ FRAMES = (
         ),
     ),
     Frame(
-        "ride",
-        {"ride": "ride"},
-        (Clause("시내에 갈 때 {ride:을}", "타다"), Clause("시내까지 {ride:을} 타고", "다니다")),
-        (Question("ride", Clause("시내에 갈 때 무엇을", "타다"), Clause("{ride:을}", "타다")),),
-    ),
-    Frame(
         "wakes",
         {"hour": "hour"},
         (Clause("{hour}에", "일어나다"), Clause("날마다 {hour}에", "일어나다")),
@@ -159,13 +153,6 @@ FRAMES = (
             Question("place", Clause("{day}에 어디에", "가다", "past"), Clause("{place}에", "가다", "past")),
             Question("day", Clause("무슨 요일에 {place}에", "가다", "past"), Clause("{day}에", "가다", "past")),
         ),
-        is_event=True,
-    ),
-    Frame(
-        "meal",
-        {"dish": "food"},
-        (Clause("점심으로 {dish:을}", "먹다", "past"), Clause("점심때 {dish:을}", "먹다", "past")),
-        (Question("dish", Clause("점심으로 무엇을", "먹다", "past"), Clause("{dish:을}", "먹다", "past")),),
         is_event=True,
     ),
     Frame(

@@ -20,11 +20,19 @@ _WORD_SHARE = 0.35
 _SAYING = ("답하다", "대답하다", "말하다")
 
 # {q} 어디에 사느냐고, {w} 어디에 사는지; with {full_…} the owner is named. {when} 묻자, for an elder 여쭈자.
+# Short shapes follow a passage about one person, whom nobody need name again.
+ALONE_SHAPES = (
+    "{q} {when} {reply} {did}.",
+    "{q} {when} {reply} {did}.",
+    "{w} {when} {reply} {said}.",
+    "“{direct}?” “{spoken}.”",
+)
 OWN_SHAPES = (
+    "{to} {q} {when} {reply} {did}.",
+    "{to} {q} {when} {reply} {did}.",
+    "{to} {w} {when} {reply} {did}.",
     "{asker:이} {to} {q} {when} {answerer:은} {reply} {said}.",
     "{asker:이} {to} {q} {when} {reply} {said}.",
-    "{to} {q} {when} {reply} {said}.",
-    "{to} {q} {when} {reply} {said}.",
     "{q} {asking} {asker}에게 {answerer:은} {reply} {said}.",
     "{q} {asking} 말에 {answerer:은} {reply} {said}.",
     "{asker:은} {to} {q} {asked}. {answerer:은} {reply} {said}.",
@@ -32,13 +40,17 @@ OWN_SHAPES = (
     "“{direct}?” {asker:이} {when} {answerer:은} “{spoken}.”라고 {said}.",
 )
 OTHER_SHAPES = (
+    "“{full_direct}?” “{spoken}.”",
+    "“{full_direct}?” “{spoken}.”",
+    "{topical_q} {asking} 말에는 {reply} {did}.",
     "{to} {full_q} {when} {reply} {said}.",
+    "{to} {topical_q} {when} {reply} {said}.",
     "{asker:이} {to} {full_q} {when} {reply} {said}.",
     "{full_w} {when} {answerer:은} {reply} {said}.",
     "{asker:은} {full_w} 궁금해했다. {answerer:은} {reply} {told}.",
     "{full_q} {asking} {asker}에게 {answerer:은} {reply} {told}.",
     "{full_q} 물으니 모두 {reply} 대답했다.",
-    "{full_q} 물으면 사람들은 {reply} 말했다.",
+    "{topical_q} 물으면 사람들은 {reply} 말했다.",
     "“{full_direct}?” {asker:이} {when} {answerer:은} “{spoken}.”라고 {said}.",
 )
 OWN_TOPIC_SHAPES = (
@@ -55,13 +67,17 @@ NO_SHAPES = ("{to} {guess} {when} 아니라며 {reply} {said}.", "{to} {guess} {
 
 @dataclass(frozen=True)
 class Exchange:
-    """Who asks which question about which fact, and who answers. `guess` is what a yes-or-no question supposes."""
+    """Who asks which question about which fact, and who answers. `guess` is what a yes-or-no question supposes.
+
+    `is_alone` says that the text is about the owner only.
+    """
 
     fact: Fact
     question: Question
     asker: Subject
     answerer: Subject
     guess: Fact | None = None
+    is_alone: bool = False
 
     @property
     def owner(self) -> Subject:
@@ -95,7 +111,9 @@ def _shapes(rng: random.Random, exchange: Exchange) -> tuple[str, ...]:
         return YES_SHAPES if exchange.guess == exchange.fact else NO_SHAPES
     if exchange.question.topic is not None and rng.random() < 0.2:
         return OWN_TOPIC_SHAPES if exchange.is_own else OTHER_TOPIC_SHAPES
-    return OWN_SHAPES if exchange.is_own else OTHER_SHAPES
+    if not exchange.is_own:
+        return OTHER_SHAPES
+    return (*OWN_SHAPES, *ALONE_SHAPES, *ALONE_SHAPES) if exchange.is_alone else OWN_SHAPES
 
 
 def _parts(rng: random.Random, it: Exchange) -> dict[str, Word]:
@@ -109,13 +127,15 @@ def _parts(rng: random.Random, it: Exchange) -> dict[str, Word]:
         "asked": finite(verbs.past(ask)),
         "q": _question(it, _quoted_question),
         "w": _question(it, whether),
-        "full_q": _question(it, _quoted_question, particle=rng.choice(("은", "이")), names_owner=True),
+        "full_q": _question(it, _quoted_question, names_owner=True),
+        "topical_q": _question(it, _quoted_question, particle="은", names_owner=True),
         "full_w": _question(it, whether, names_owner=True),
         "direct": _direct(it),
         "full_direct": _question(it, rng.choice((_polite, asked)), particle="은", names_owner=True),
         "reply": _reply(rng, it),
         "answer": it.fact.answer(it.question),
         "spoken": _spoken(rng, it),
+        "did": it.answerer.does("하다"),
         "said": it.answerer.does(rng.choice(_SAYING)),
         "told": it.answerer.does("알려 주다"),
         "guess": _guess(it),

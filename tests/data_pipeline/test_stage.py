@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import disk
@@ -48,6 +48,7 @@ def test_what_was_written_is_read(folder: Path) -> None:
     assert written["이름"] == ["a", 1, 0.1, None]
 
 
+@settings(deadline=None)  # each example syncs the disk
 @given(tree=plain_trees)
 def test_a_manifest_of_any_plain_values_is_read_back(tree: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("stage")

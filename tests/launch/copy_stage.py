@@ -17,7 +17,7 @@ from data_pipeline import disk, stage
 from data_pipeline.stage import Manifest, StageError, Task
 
 
-class Unsendable(Exception):
+class UnsendableError(Exception):
     """An exception that does not survive pickling, as pydantic's and many others do not."""
 
     def __init__(self, first: int, second: int) -> None:
@@ -69,7 +69,7 @@ class CopyStage:
             case "full disk":
                 raise disk.DiskError(28, "out/part: write failed: no space left; free space")
             case "bug":
-                raise Unsendable(1, 2)
+                raise UnsendableError(1, 2)
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "slow":

@@ -16,7 +16,7 @@ from launch import cli
 from launch.verb_table import GROUPS, VERBS, Flag, Verb
 
 REPO = Path(__file__).resolve().parents[2]
-HEAVY = {"torch", "numpy", "pyarrow", "pydantic", "ruamel", "transformers", "datasets", "tokenizers", "tqdm", "deepspeed"}
+HEAVY = {"torch", "numpy", "pyarrow", "pydantic", "ruamel", "transformers", "datasets", "tokenizers", "tqdm"}
 
 received: list[argparse.Namespace] = []
 
@@ -267,12 +267,17 @@ def test_korean_is_utf8_whatever_the_locale() -> None:
     assert "두레" in done.stdout.decode("utf-8")
 
 
-def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
-    command = f"{sys.executable} -m launch.cli config show configs/base/pretrain.yaml --help | head -c 1"
-    done = subprocess.run(["bash", "-c", command], cwd=REPO, capture_output=True, timeout=60)
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["config", "show", "configs/debug.yaml"]])
+def test_a_reader_that_has_left_causes_no_traceback(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "launch.cli", *words]
 
-    assert b"Traceback" not in done.stderr
-    assert b"BrokenPipe" not in done.stderr
+    done = subprocess.run(command, cwd=REPO, stdout=writing, stderr=subprocess.PIPE, timeout=60)
+
+    os.close(writing)
+    assert done.stderr == b""
+    assert done.returncode in (0, 1)  # argparse swallows the fault of its own help
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

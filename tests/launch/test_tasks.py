@@ -63,7 +63,10 @@ def test_no_more_processes_start_than_a_wave_has_tasks(tmp_path: Path) -> None:
     [
         ("bad input", r"^copy: task copy-1: in/copy-1.zip: broken; download it again$"),
         ("full disk", r"^copy: task copy-1: out/part: write failed: no space left; free space$"),
-        ("bug", r"^copy: task copy-1: Unsendable: 1 and 2; a fault of dure's own(?s:.*)raise Unsendable\(1, 2\)"),
+        (
+            "bug",
+            r"^copy: task copy-1: UnsendableError: 1 and 2; a fault of dure's own(?s:.*)raise UnsendableError\(1, 2\)",
+        ),
     ],
 )
 def test_a_failure_names_its_task_and_leaves_out_what_had_not_begun(

@@ -177,6 +177,8 @@ def test_every_byte_of_complete_counts(checkpoints: Path) -> None:
         assert checkpoint.find_complete(checkpoints) == [], position
         flip(marker, position)
     assert checkpoint.find_complete(checkpoints) == [folder]
+    marker.write_text(marker.read_text().replace(" ", "\t", 1))
+    assert checkpoint.find_complete(checkpoints) == []
 
 
 def test_a_missing_a_short_and_an_unnamed_file_are_faults(checkpoints: Path) -> None:
@@ -247,19 +249,30 @@ def test_saving_a_sound_step_again_never_removes_it(checkpoints: Path) -> None:
     SUBJECT.check(checkpoints / "step-00001000", step=1000, ranks=lone_rank())
 
 
-def test_a_full_disk_at_any_write_keeps_the_old_step_and_says_what_to_do(checkpoints: Path) -> None:
+def test_a_full_disk_at_any_write_keeps_the_old_step_and_says_what_to_do(checkpoints: Path, tmp_path: Path) -> None:
+    moments: list[str] = []
+    disk.set_probe(lambda operation, moment, path: moments.append(operation))
+    save(tmp_path / "rehearsal", 1000)
+    disk.set_probe(None)
     save(checkpoints, 500)
-    number = 0
-    while len(checkpoint.find_complete(checkpoints)) == 1:
+    assert moments.count("write") > 15
+
+    for number in range(moments.count("write")):
         disk.set_probe(fail_at(number, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
-        try:
+        with pytest.raises(CheckpointError, match=r"free space or a quota there.*step-00000500, stands"):
             save(checkpoints, 1000)
-        except CheckpointError as error:
-            assert "free space or a quota there" in str(error)
-            assert "step-00000500, stands" in str(error)
-            assert names(checkpoints) == ["step-00000500"]
-        number += 1
-    assert number > 15
+        assert names(checkpoints) == ["step-00000500"]
+
+
+def test_what_a_killed_save_left_never_enters_the_next(checkpoints: Path) -> None:
+    leftover = checkpoints / "step-00001000"
+    leftover.mkdir(parents=True)
+    (leftover / "rank-7-of-another-world-size.pt").write_bytes(b"old")
+
+    save(checkpoints, 1000)
+
+    assert not list(leftover.glob("rank-7*"))
+    assert checkpoint.verify(leftover) == []
 
 
 @pytest.mark.parametrize(

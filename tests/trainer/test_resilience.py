@@ -203,7 +203,7 @@ SPIKES = {"refuse_spikes": True, "spike_window": 4, "spike_warmup_steps": 6}
 
 def test_a_spike_is_refused_after_the_warm_up_only() -> None:
     judge = policy(**SPIKES)
-    assert [judge.accepts(2.0, grad_norm).accepted for grad_norm in (99, 1, 99, 1, 99, 1, 1, 1)] == [True] * 8
+    assert [judge.accepts(2.0, grad_norm).accepted for grad_norm in (1, 1, 1, 1, 99, 1, 1, 1)] == [True] * 8
     # The window is 1, 1, 1 and one 99: its median is 1.
     assert judge.accepts(2.0, 10.0).accepted
     assert judge.accepts(2.0, 10.1).reason == "spike: grad_norm 10.1 is more than 10 x its median 1"

@@ -160,8 +160,12 @@ def test_a_broken_member_is_named_and_the_rest_of_its_zip_is_read(tmp_path, dama
     assert reject["offset"] == zipfile.ZipFile(path).getinfo("b.json").header_offset
 
 
-def test_a_member_that_breaks_late_gives_no_document_at_all(tmp_path: Path) -> None:
-    sound = label_json([paragraph(["온전한 문단."])])
+@pytest.mark.parametrize("in_memory_bytes", [10, 1 << 20])
+def test_a_member_that_breaks_late_gives_no_document_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory_bytes: int
+) -> None:
+    monkeypatch.setattr("data_pipeline.corpus.archive.IN_MEMORY_BYTES", in_memory_bytes)
+    sound = label_json([paragraph(["온전한 문단."], by=number) for number in range(3)])
     broken = sound.rstrip()[:-2] + b', {"id": oops}]}'
     path = write_zip(tmp_path / "TL_1.zip", [("a.json", broken), ("b.json", book("다른 글."))])
 
@@ -199,8 +203,8 @@ def test_aihubshell_parts_are_read_as_one_zip_by_their_byte_offsets(tmp_path: Pa
     whole = write_zip(tmp_path / "whole.zip", [(f"{n}.json", book(f"{n}째 글.")) for n in range(30)]).read_bytes()
     folder = tmp_path / "in"
     folder.mkdir()
-    for start in range(0, len(whole), 1000):  # part10000 sorts before part2000 by name
-        (folder / f"TL_1.zip.part{start}").write_bytes(whole[start : start + 1000])
+    for start in range(0, len(whole), 200):  # part1000 sorts before part200 by name
+        (folder / f"TL_1.zip.part{start}").write_bytes(whole[start : start + 200])
 
     build(tmp_path / "out", folder)
 

@@ -70,6 +70,7 @@ def test_batches_hold_the_rows_that_they_name(rows: Rows) -> None:
     assert [len(batch.input_ids) for batch in batches] == [2, 2, 1]
 
 
+@settings(deadline=None)  # the first example compiles
 @given(seed=st.integers(0, 2**40), global_batch_sequences=st.integers(1, 23), num_epochs=st.integers(1, 3))
 def test_law_1_each_epoch_sees_each_row_once(
     rows: Rows, seed: int, global_batch_sequences: int, num_epochs: int
@@ -109,6 +110,7 @@ def test_law_1_any_position_costs_what_the_first_costs(rows: Rows, next_row: int
     assert peak < 16_384
 
 
+@settings(deadline=None)  # the first example compiles
 @given(
     dp_world_size=worlds, micro_batch_sequences=micro_batches, global_batch=st.integers(1, 40), step=st.integers(0, 9)
 )
@@ -127,6 +129,7 @@ def test_law_2_ranks_partition_the_order(
     assert [row for batch in in_order for row in batch.row_ids.tolist() if row != NO_ROW] == shown_rows(in_order)
 
 
+@settings(deadline=None)  # the first example compiles
 @given(dp_world_size=worlds, micro_batch_sequences=micro_batches, global_batch=st.integers(1, 23))
 def test_law_2_the_last_micro_step_is_ragged_and_every_rank_joins_it(
     rows: Rows, dp_world_size: int, micro_batch_sequences: int, global_batch: int
@@ -143,7 +146,7 @@ def test_law_2_the_last_micro_step_is_ragged_and_every_rank_joins_it(
     assert all(batch.input_ids.tolist() == [[PAD] * SEQ_LEN] for batch in fillers)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     legs=st.lists(st.tuples(worlds, micro_batches, st.integers(0, 4), st.integers(1, 23)), max_size=5),
     seed=st.integers(0, 99),
@@ -184,6 +187,7 @@ def test_law_2_eight_four_six_eight_ranks_see_the_uninterrupted_epoch(rows: Rows
         elastic = restarted
 
 
+@settings(deadline=None)  # the first example compiles
 @given(first=st.integers(0, 12), second=st.integers(0, 12))
 def test_law_7_two_resumes_continue_the_uninterrupted_stream(rows: Rows, first: int, second: int) -> None:
     expected = take(make_stream(rows), first + second + 5)

@@ -98,31 +98,63 @@ def test_particle_rows_choose_by_the_final_consonant(train_instructions: list[In
     assert checked > 80
 
 
-def test_rewriting_rows_match_forms_checked_by_hand(train_instructions: list[Instruction]) -> None:
-    """Pairs (kind, last word before, last word after) as a Korean writes them."""
-    by_hand = {
-        ("tense", "산다.", "살았다."), ("tense", "기른다.", "길렀다."), ("tense", "탄다.", "탔다."),
-        ("tense", "있다.", "있었다."), ("tense", "일한다.", "일했다."), ("tense", "일어난다.", "일어났다."),
-        ("tense", "좋아한다.", "좋아했다."), ("tense", "연주한다.", "연주했다."),
-        ("level", "산다.", "살아요."), ("level", "산다.", "삽니다."), ("level", "기른다.", "길러요."),
-        ("level", "기른다.", "기릅니다."), ("level", "탄다.", "타요."), ("level", "탄다.", "탑니다."),
-        ("level", "있다.", "있어요."), ("level", "있다.", "있습니다."), ("level", "일한다.", "일해요."),
-        ("level", "일한다.", "일합니다."), ("level", "일어난다.", "일어나요."), ("level", "일어난다.", "일어납니다."),
-        ("level", "좋아한다.", "좋아해요."), ("level", "좋아한다.", "좋아합니다."),
-        ("level", "연주한다.", "연주해요."), ("level", "연주한다.", "연주합니다."),
-        ("honorific", "산다.", "사신다."), ("honorific", "기른다.", "기르신다."), ("honorific", "탄다.", "타신다."),
-        ("honorific", "있다.", "계신다."), ("honorific", "일한다.", "일하신다."),
-        ("honorific", "일어난다.", "일어나신다."), ("honorific", "좋아한다.", "좋아하신다."),
-        ("honorific", "연주한다.", "연주하신다."),
-    }  # fmt: skip
+# 평서형: 과거, 해요체, 합쇼체, 높임말
+BY_HAND = """
+산다. 살았다. 살아요. 삽니다. 사신다.
+기른다. 길렀다. 길러요. 기릅니다. 기르신다.
+있다. 있었다. 있어요. 있습니다. 계신다.
+일한다. 일했다. 일해요. 일합니다. 일하신다.
+일어난다. 일어났다. 일어나요. 일어납니다. 일어나신다.
+좋아한다. 좋아했다. 좋아해요. 좋아합니다. 좋아하신다.
+연주한다. 연주했다. 연주해요. 연주합니다. 연주하신다.
+읽는다. 읽었다. 읽어요. 읽습니다. 읽으신다.
+듣는다. 들었다. 들어요. 듣습니다. 들으신다.
+걷는다. 걸었다. 걸어요. 걷습니다. 걸으신다.
+돕는다. 도왔다. 도와요. 돕습니다. 도우신다.
+짓는다. 지었다. 지어요. 짓습니다. 지으신다.
+부른다. 불렀다. 불러요. 부릅니다. 부르신다.
+쓴다. 썼다. 써요. 씁니다. 쓰신다.
+씻는다. 씻었다. 씻어요. 씻습니다. 씻으신다.
+끈다. 껐다. 꺼요. 끕니다. 끄신다.
+마신다. 마셨다. 마셔요. 마십니다. 드신다.
+닫는다. 닫았다. 닫아요. 닫습니다. 닫으신다.
+싣는다. 실었다. 실어요. 싣습니다. 실으신다.
+줍는다. 주웠다. 주워요. 줍습니다. 주우신다.
+굽는다. 구웠다. 구워요. 굽습니다. 구우신다.
+묻는다. 물었다. 물어요. 묻습니다. 물으신다.
+입는다. 입었다. 입어요. 입습니다. 입으신다.
+만든다. 만들었다. 만들어요. 만듭니다. 만드신다.
+연다. 열었다. 열어요. 엽니다. 여신다.
+먹는다. 먹었다. 먹어요. 먹습니다. 드신다.
+춘다. 추었다. 춰요. 춥니다. 추신다.
+그린다. 그렸다. 그려요. 그립니다. 그리신다.
+앉는다. 앉았다. 앉아요. 앉습니다. 앉으신다.
+기다린다. 기다렸다. 기다려요. 기다립니다. 기다리신다.
+따른다. 따랐다. 따라요. 따릅니다. 따르신다.
+모은다. 모았다. 모아요. 모읍니다. 모으신다.
+잔다. 잤다. 자요. 잡니다. 주무신다.
+전한다. 전했다. 전해요. 전합니다. 전하신다.
+심는다. 심었다. 심어요. 심습니다. 심으신다.
+나른다. 날랐다. 날라요. 나릅니다. 나르신다.
+긋는다. 그었다. 그어요. 긋습니다. 그으신다.
+"""
 
-    found = {
-        (made.kind, made.row["input"].split()[-1], made.row["output"].split()[-1])
-        for made in train_instructions
-        if made.kind in ("tense", "level", "honorific")
-    }
 
-    assert found == by_hand
+def test_rewriting_rows_match_forms_checked_by_hand(config: SyntheticConfig) -> None:
+    by_hand = {plain: forms for plain, *forms in (line.split() for line in BY_HAND.strip().splitlines())}
+    places = {"과거형": 0, "해요체": 1, "합쇼체": 2, "높임말": 3}
+    made = [instruction(config, split="train", index=index).row for index in range(6_000)]
+    rewritten = [
+        (row["input"].split()[-1], places[wish], row["output"].split()[-1])
+        for row in made
+        for wish in places
+        if f"{wish}으로 바꾸" in row["instruction"] or f"{wish}로 바꾸" in row["instruction"]
+    ]
+
+    wrong = [(plain, place, form) for plain, place, form in rewritten if by_hand[plain][place] != form]
+
+    assert {plain for plain, _, _ in rewritten} == set(by_hand)
+    assert wrong == []
 
 
 def test_people_of_rows_are_people_of_the_world(train_instructions: list[Instruction]) -> None:
