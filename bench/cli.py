@@ -1,6 +1,6 @@
 """Seconds of `dure --help`, whole process, beside a Python that does nothing; under 0.3 s is the target.
 
-    .venv/bin/python bench/cli.py [--rounds 20]
+.venv/bin/python bench/cli.py [--rounds 20]
 """
 
 from __future__ import annotations

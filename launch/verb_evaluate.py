@@ -35,9 +35,11 @@ def evaluate_saved(name: str, *, shards: str | None = None) -> dict[str, Any]:
     from trainer.errors import RunError
     from trainer.evaluate import evaluate as evaluate_documents
     from trainer.objectives.causal_lm import CausalLM
+    from trainer.quiet import quieten_libraries
     from trainer.ranks import Ranks
     from trainer.saved import find_saved, open_model
 
+    quieten_libraries(use_gpu=torch.cuda.is_available())
     saved = find_saved(name)
     folder = Path(shards) if shards else Path(saved.config.data.shards) if saved.config else None
     if folder is None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from trainer.engine import DEEPSPEED_TAG
+from trainer.quiet import quiet_prints
 
 Weights = dict[str, torch.Tensor]
 
@@ -22,7 +23,8 @@ def read_weights(folder: Path) -> Weights:
         return _join_bf16_stage_1(engine_folder / _MODEL_FILE, files)
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    weights: Weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=DEEPSPEED_TAG)
+    with quiet_prints():
+        weights: Weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=DEEPSPEED_TAG)
     return weights
 
 

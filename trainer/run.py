@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +16,10 @@ from trainer.errors import TrainingStopped
 from trainer.journal import Journal
 from trainer.launch_environment import check_launch
 from trainer.loop import train
+from trainer.quiet import quieten_libraries
 from trainer.ranks import Ranks, start_ranks, stop_ranks
 from trainer.resilience import DONE, FAILED, STOPPED, ExitRecord, StopFlag
-from trainer.run_folder import RunFolder
+from trainer.run_folder import EVALUATIONS_NAME, RunFolder, read_lines
 from trainer.setup import Run, restore, set_up
 
 Watcher = Callable[[str], None]
@@ -34,8 +33,9 @@ def run_rank(path: str, overrides: Sequence[str], *, stop: StopFlag) -> int:
     """
     config = load(path, overrides, TrainConfig)
     check_launch(config)
-    _quieten_libraries()
-    ranks = start_ranks(use_gpu=torch.cuda.is_available())
+    use_gpu = torch.cuda.is_available()
+    quieten_libraries(use_gpu=use_gpu)
+    ranks = start_ranks(use_gpu=use_gpu)
     code = run_in_group(config, ranks, stop=stop)
     stop_ranks()
     return code
@@ -71,7 +71,8 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
             folder.append_event(kind="damaged_checkpoint", step=-1, detail=line, action="set aside, an older one taken")
             print(f"damaged checkpoint set aside: {line}", flush=True)
     at_step = checkpoint.step_of(chosen.path) if chosen.path is not None else 0
-    if _nothing_left(config, chosen.path, at_step=at_step):
+    evaluation = ranks.on_main(lambda: _last_evaluation(folder, step=at_step))
+    if at_step >= config.train.max_steps and evaluation:
         _say(ranks, f"{folder.path}: already at step {at_step:,} of {config.train.max_steps:,}; nothing left to do")
         return ExitRecord(code=DONE, reason="already done", step=at_step)
     if ranks.any(stop.requested):
@@ -80,6 +81,9 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
     run.on_phase = on_phase
     if chosen.path is not None:
         restore(run, chosen.path)
+        # A save before the evaluation of its step does not know of it.
+        if evaluation and run.progress.evaluated_step != at_step:
+            run.progress.note_evaluation(loss=evaluation["loss"])
     _introduce(run, folder, chosen.path)
     if ranks.is_main:
         folder.rewind(step=run.progress.step)
@@ -96,11 +100,10 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
     return ExitRecord(code=STOPPED, reason=reason, step=run.progress.step)
 
 
-def _nothing_left(config: TrainConfig, folder: Path | None, *, at_step: int) -> bool:
-    """Whether the checkpoint is at the last step, evaluated and all."""
-    if folder is None or at_step < config.train.max_steps:
-        return False
-    return bool(checkpoint.read_state(folder)["progress"]["evaluated_step"] >= config.train.max_steps)
+def _last_evaluation(folder: RunFolder, *, step: int) -> dict[str, Any]:
+    """What an earlier attempt wrote down of an evaluation of `step`; {} if it was never finished."""
+    lines = read_lines(folder.path / EVALUATIONS_NAME)
+    return next((line for line in lines if line["step"] == step), {})
 
 
 def _reason(ranks: Ranks, stop: StopFlag) -> str:
@@ -133,15 +136,3 @@ def _device_name(ranks: Ranks) -> str:
 def _say(ranks: Ranks, text: str) -> None:
     if ranks.is_main:
         print(text, flush=True)
-
-
-def _quieten_libraries() -> None:
-    """Libraries log hundreds of lines a start; their warnings stay, and DURE_TRACEBACK=1 brings all of it back."""
-    if os.environ.get("DURE_TRACEBACK"):
-        return
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    for name in ("DeepSpeed", "accelerate", "transformers", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)

@@ -54,9 +54,9 @@ def document(config: SyntheticConfig, *, split: Split, index: int) -> Document:
 
 
 def _story(rng: random.Random, name: str, split: Split) -> Document:
-    people = draw_people(rng, rng.choices((1, 2, 3), weights=(35, 50, 15))[0])
+    people = draw_people(rng, rng.choices((1, 2, 3), weights=(20, 60, 20))[0])
     num_paragraphs = rng.choice((1, 2, 2, 3))
-    num_frames = rng.choice({1: (2, 3), 2: (1, 1, 2), 3: (1,)}[len(people)])
+    num_frames = rng.choice({1: (2, 3), 2: (1, 1, 1, 2), 3: (1,)}[len(people)])
     kinds = draw_frames(rng, people, num_paragraphs * num_frames)
     paragraphs: list[tuple[str, ...]] = []
     combinations: set[Combination] = set()
@@ -87,12 +87,11 @@ def _askable(facts: list[Fact]) -> list[tuple[Fact, str]]:
 
 
 def _exchange(rng: random.Random, fact: Fact, slot: str, facts: list[Fact], *, split: Split) -> Exchange:
-    question = rng.choice([question for question in fact.frame.questions if question.slot == slot])
+    first, *others_asked = [question for question in fact.frame.questions if question.slot == slot]
+    question = rng.choice(others_asked) if others_asked and rng.random() < 0.3 else first
     others = [person for person in dict.fromkeys(known.owner for known in facts) if person != fact.owner]
     asker, bystander = rng.sample(ROLES, 2)
     answerer = fact.owner if rng.random() < 0.6 else rng.choice([*others, bystander])
-    if others and rng.random() < 0.2:
-        asker = rng.choice([person for person in others if person != answerer] or [asker])
     chance = rng.random()
     guess = fact if chance < 0.04 else wrong_guess(rng, fact, question, split=split) if chance < 0.08 else None
     return Exchange(fact, question, asker, answerer, guess, is_alone=not others)

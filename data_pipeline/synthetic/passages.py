@@ -62,10 +62,16 @@ def tell(fact: Fact, clause: Clause, form: Form, *, names_owner: bool = True) ->
     return sentence_part(clause, fact.owner, fact.binding, form, particle="은", names_owner=names_owner)
 
 
+def choose_clause(rng: random.Random, fact: Fact) -> Clause:
+    """How a fact is told: mostly by the first clause, in which the value follows the owner's name."""
+    first, *others = fact.frame.tell
+    return rng.choice(others) if others and rng.random() < 0.25 else first
+
+
 def introduction(rng: random.Random, people: list[Subject]) -> list[str]:
     """A sentence or two that set the scene and name the people."""
-    opening = [rng.choice(OPENINGS)] if rng.random() < 0.6 else []
-    if len(people) == 1 or rng.random() < 0.4:
+    opening = [rng.choice(OPENINGS)] if rng.random() < 0.35 else []
+    if len(people) == 1 or rng.random() < 0.6:
         return opening
     return [*opening, sentence(f"{Word(listed([person.name for person in people])):은} {rng.choice(TIES)}")]
 
@@ -84,20 +90,20 @@ def told(rng: random.Random, facts: list[Fact]) -> list[str]:
 def retelling(rng: random.Random, facts: list[Fact]) -> str:
     """A closing sentence that states some of the facts again: 정리하면 서준은 부산에 살고, 민지는 강릉에 산다."""
     again = rng.sample(facts, min(len(facts), rng.randint(2, 3)))
-    clauses = [(fact, rng.choice(fact.frame.tell)) for fact in sorted(again, key=lambda fact: fact.owner.name)]
+    clauses = [(fact, choose_clause(rng, fact)) for fact in sorted(again, key=lambda fact: fact.owner.name)]
     said: list[str] = []
     before: tuple[Fact, Clause] | None = None
     for fact, clause in clauses:
         form = finite if len(said) == len(clauses) - 1 else partial(connect, ending="고")
         may_drop = before is not None and before[0].owner == fact.owner and _have_like_subjects(before[1], clause)
-        said.append(tell(fact, clause, form, names_owner=not may_drop))
+        said.append(tell(fact, clause, form, names_owner=not may_drop or rng.random() < 0.5))
         before = (fact, clause)
     return sentence(f"{rng.choice(_SUMMARIES)} {', '.join(said)}")
 
 
 def _compared(rng: random.Random, row: list[Fact]) -> list[str]:
     """One kind of fact, person after person: 민지는 강릉에 살고 서준은 부산에 산다."""
-    clause = rng.choice(row[0].frame.tell)
+    clause = choose_clause(rng, row[0])
     if rng.random() < 0.4:
         return [sentence(tell(fact, clause, finite)) for fact in row]
     contrasts = len(row) == 2 and not row[0].frame.is_event and rng.random() < 0.3
@@ -109,11 +115,11 @@ def _compared(rng: random.Random, row: list[Fact]) -> list[str]:
 
 def _portrayed(rng: random.Random, facts: list[Fact]) -> list[str]:
     """One person, fact after fact; clauses of like shape are joined, and a subject just named may be left out."""
-    clauses = [(fact, rng.choice(fact.frame.tell)) for fact in facts]
+    clauses = [(fact, choose_clause(rng, fact)) for fact in facts]
     sentences: list[str] = []
     while clauses:
         fact, clause = clauses.pop(0)
-        names_owner = not sentences or rng.random() < 0.5
+        names_owner = not sentences or rng.random() < 0.75
         if not clauses or not _can_join((fact, clause), clauses[0]) or rng.random() < 0.4:
             sentences.append(sentence(tell(fact, clause, finite, names_owner=names_owner)))
             continue

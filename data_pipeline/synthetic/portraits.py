@@ -24,15 +24,15 @@ FRAMES = (
     Frame(
         "hometown",
         {"home": "city"},
-        (Clause("{home}", COPULA, topic=Topic("고향")), _HOME),
+        (_HOME, Clause("{home}", COPULA, topic=Topic("고향"))),
         (
+            Question("home", Clause("어디에서", "태어나다", "past"), _HOME, Topic("고향")),
             Question(
                 "home",
                 Clause("어디", COPULA, topic=Topic("고향")),
                 Clause("{home}", COPULA, topic=Topic("고향")),
                 Topic("고향"),
             ),
-            Question("home", Clause("어디에서", "태어나다", "past"), _HOME, Topic("고향")),
         ),
     ),
     Frame(
@@ -75,21 +75,21 @@ FRAMES = (
     Frame(
         "hobby",
         {"hobby": "hobby"},
-        (Clause("{hobby}", COPULA, topic=Topic("취미")), Clause("쉬는 날이면 {hobby:을}", "하다")),
+        (Clause("{hobby:을}", "즐기다"), Clause("{hobby}", COPULA, topic=Topic("취미"))),
         (
+            Question("hobby", Clause("무엇을", "즐기다"), Clause("{hobby:을}", "즐기다"), Topic("취미")),
             Question(
                 "hobby",
                 Clause("무엇", COPULA, topic=Topic("취미")),
                 Clause("{hobby}", COPULA, topic=Topic("취미")),
                 Topic("취미"),
             ),
-            Question("hobby", Clause("쉬는 날에 무엇을", "하다"), Clause("{hobby:을}", "하다"), Topic("취미")),
         ),
     ),
     Frame(
         "age",
         {"age": "age"},
-        (Clause("올해 {age}", COPULA), Clause("올해로 {age:이}", "되다", "past")),
+        (Clause("{age}", COPULA), Clause("올해 {age}", COPULA)),
         (Question("age", Clause("몇 살", COPULA), Clause("{age}", COPULA), Topic("나이")),),
         suits_elders=False,
     ),
@@ -115,12 +115,8 @@ FRAMES = (
     Frame(
         "learns",
         {"subject": "subject"},
-        (Clause("요즘 {subject:을}", "배우다"), Clause("요즘 {subject:을}", "배우고 있다")),
-        (
-            Question(
-                "subject", Clause("요즘 무엇을", "배우다"), Clause("{subject:을}", "배우다"), Topic("것", "배우다")
-            ),
-        ),
+        (Clause("{subject:을}", "배우다"), Clause("요즘 {subject:을}", "배우고 있다")),
+        (Question("subject", Clause("무엇을", "배우다"), Clause("{subject:을}", "배우다"), Topic("것", "배우다")),),
     ),
     Frame(
         "colour",
@@ -158,7 +154,7 @@ FRAMES = (
     Frame(
         "bought",
         {"item": "item", "number": "number"},
-        (Clause("시장에서 {item:을} {count}", "사다", "past"), Clause("{item:을} {count}", "사다", "past")),
+        (Clause("{item:을} {count}", "사다", "past"), Clause("시장에서 {item:을} {count}", "사다", "past")),
         (
             Question("item", Clause("무엇을", "사다", "past"), Clause("{item:을}", "사다", "past")),
             Question("number", Clause("{item:을} 몇 {counter}", "사다", "past"), Clause("{count}", "사다", "past")),
@@ -192,7 +188,7 @@ FRAMES = (
     Frame(
         "met",
         {"friend": "person", "afternoon": "afternoon"},
-        (Clause("{afternoon}에 {friend:을}", "만나다", "past"), Clause("{friend:을} {afternoon}에", "만나다", "past")),
+        (Clause("{friend:을} {afternoon}에", "만나다", "past"), Clause("{afternoon}에 {friend:을}", "만나다", "past")),
         (
             Question("friend", Clause("누구를", "만나다", "past"), Clause("{friend:을}", "만나다", "past")),
             Question(

@@ -16,42 +16,35 @@ from data_pipeline.synthetic.particles import Word
 from data_pipeline.synthetic.verbs import Predicate, asked, connect, copula, finite, quoted, whether
 
 ROLES = tuple(Subject(Word(name)) for name in words("선생님 이웃 손님 기자 아이 친구"))
-_WORD_SHARE = 0.35
+_WORD_SHARE = 0.3
 _SAYING = ("답하다", "대답하다", "말하다")
 
 # {q} 어디에 사느냐고, {w} 어디에 사는지; with {full_…} the owner is named. {when} 묻자, for an elder 여쭈자.
-# Short shapes follow a passage about one person, whom nobody need name again.
-ALONE_SHAPES = (
-    "{q} {when} {reply} {did}.",
-    "{q} {when} {reply} {did}.",
-    "{w} {when} {reply} {said}.",
-    "“{direct}?” “{spoken}.”",
-)
 OWN_SHAPES = (
-    "{to} {q} {when} {reply} {did}.",
-    "{to} {q} {when} {reply} {did}.",
-    "{to} {w} {when} {reply} {did}.",
+    "{to} {q} {when} {answerer:은} {reply} {did}.",
+    "{asker:이} {q} {when} {answerer:은} {reply} {said}.",
     "{asker:이} {to} {q} {when} {answerer:은} {reply} {said}.",
-    "{asker:이} {to} {q} {when} {reply} {said}.",
-    "{q} {asking} {asker}에게 {answerer:은} {reply} {said}.",
     "{q} {asking} 말에 {answerer:은} {reply} {said}.",
+    "{q} {asking} {asker}에게 {answerer:은} {reply} {said}.",
     "{asker:은} {to} {q} {asked}. {answerer:은} {reply} {said}.",
-    "{asker:이} {w} {when} {answerer:은} {reply} {said}.",
+    "{w} {when} {answerer:은} {reply} {did}.",
+    "{to} {q} {when} {reply} {did}.",
+    "{to} {q} {when} {reply} {said}.",
     "“{direct}?” {asker:이} {when} {answerer:은} “{spoken}.”라고 {said}.",
 )
+# Where the text is about one person, nobody need name him again.
+ALONE_SHAPES = ("{q} {when} {reply} {did}.", "{w} {when} {reply} {said}.", "“{direct}?” “{spoken}.”")
 OTHER_SHAPES = (
-    "“{full_direct}?” “{spoken}.”",
-    "“{full_direct}?” “{spoken}.”",
-    "{topical_q} {asking} 말에는 {reply} {did}.",
+    "“{full_direct}?” “{full_spoken}.”",
+    "“{full_direct}?” “{full_spoken}.”",
+    "“{full_direct}?” {asker:이} {when} {answerer:은} “{full_spoken}.”라고 {said}.",
+    "“{full_direct}?” {asker:이} {when} {answerer:은} “{spoken}.”라고 {said}.",
+    "{to} {full_q} {when} {full_reply} {did}.",
+    "{full_q} {asking} 말에는 {full_reply} {did}.",
     "{to} {full_q} {when} {reply} {said}.",
-    "{to} {topical_q} {when} {reply} {said}.",
-    "{asker:이} {to} {full_q} {when} {reply} {said}.",
     "{full_w} {when} {answerer:은} {reply} {said}.",
     "{asker:은} {full_w} 궁금해했다. {answerer:은} {reply} {told}.",
-    "{full_q} {asking} {asker}에게 {answerer:은} {reply} {told}.",
-    "{full_q} 물으니 모두 {reply} 대답했다.",
-    "{topical_q} 물으면 사람들은 {reply} 말했다.",
-    "“{full_direct}?” {asker:이} {when} {answerer:은} “{spoken}.”라고 {said}.",
+    "{full_q} 물으니 모두 {full_reply} 대답했다.",
 )
 OWN_TOPIC_SHAPES = (
     "{to} {topic:을} {when} {answer:이라고} {said}.",
@@ -67,9 +60,10 @@ NO_SHAPES = ("{to} {guess} {when} 아니라며 {reply} {said}.", "{to} {guess} {
 
 @dataclass(frozen=True)
 class Exchange:
-    """Who asks which question about which fact, and who answers. `guess` is what a yes-or-no question supposes.
+    """Who asks which question about which fact, and who answers.
 
-    `is_alone` says that the text is about the owner only.
+    Askers stand outside the passage, so that a name before 묻자 is always that of the person asked about. `guess` is
+    what a yes-or-no question supposes; `is_alone` says that the text is about the owner only.
     """
 
     fact: Fact
@@ -113,7 +107,7 @@ def _shapes(rng: random.Random, exchange: Exchange) -> tuple[str, ...]:
         return OWN_TOPIC_SHAPES if exchange.is_own else OTHER_TOPIC_SHAPES
     if not exchange.is_own:
         return OTHER_SHAPES
-    return (*OWN_SHAPES, *ALONE_SHAPES, *ALONE_SHAPES) if exchange.is_alone else OWN_SHAPES
+    return (*OWN_SHAPES, *ALONE_SHAPES) if exchange.is_alone else OWN_SHAPES
 
 
 def _parts(rng: random.Random, it: Exchange) -> dict[str, Word]:
@@ -128,13 +122,14 @@ def _parts(rng: random.Random, it: Exchange) -> dict[str, Word]:
         "q": _question(it, _quoted_question),
         "w": _question(it, whether),
         "full_q": _question(it, _quoted_question, names_owner=True),
-        "topical_q": _question(it, _quoted_question, particle="은", names_owner=True),
         "full_w": _question(it, whether, names_owner=True),
         "direct": _direct(it),
         "full_direct": _question(it, rng.choice((_polite, asked)), particle="은", names_owner=True),
         "reply": _reply(rng, it),
         "answer": it.fact.answer(it.question),
         "spoken": _spoken(rng, it),
+        "full_reply": _full_reply(it, quoted),
+        "full_spoken": _full_reply(it, _polite),
         "did": it.answerer.does("하다"),
         "said": it.answerer.does(rng.choice(_SAYING)),
         "told": it.answerer.does("알려 주다"),
@@ -174,6 +169,11 @@ def _reply(rng: random.Random, it: Exchange) -> str:
     if _answers_in_words(rng, it.question):
         return f"{it.fact.answer(it.question):이라고}"
     return put(it.question.reply, it.fact.binding, quoted, is_honoured=it.owner.is_elder and not it.is_own)
+
+
+def _full_reply(it: Exchange, form: Form) -> str:
+    """The answer as a sentence with its subject: 민지는 강릉에 산다고."""
+    return sentence_part(it.question.reply, it.owner, it.fact.binding, form, particle="은", names_owner=True)
 
 
 def _spoken(rng: random.Random, it: Exchange) -> str:

@@ -92,8 +92,9 @@ def choose_alphabet(texts: Iterable[list[str]], *, required: str, max_alphabet: 
         for text in batch:
             counts.update(unicodedata.normalize("NFC", text))
     chosen = {character for character in {*_BASE_ALPHABET, *required} if not character.isspace()}
-    found = sorted((character for character in counts if not character.isspace()), key=lambda c: (-counts[c], c))
-    chosen.update(found[: max(max_alphabet - len(chosen), 0)])
+    others = [character for character in counts if not character.isspace() and character not in chosen]
+    others.sort(key=lambda character: (-counts[character], character))
+    chosen.update(others[: max(max_alphabet - len(chosen), 0)])
     return sorted(chosen)
 
 

@@ -180,6 +180,7 @@ def test_a_killed_rank_ends_the_whole_though_the_others_say_85(tmp_path: Path) -
     assert "was killed by SIGKILL; was it out of memory (메모리 부족)? see dmesg; the others were stopped" in errors
 
 
+@pytest.mark.stages
 def test_a_rank_that_will_not_stop_is_ended_by_force_with_its_children(tmp_path: Path) -> None:
     code = RANK + (
         "import subprocess\n"
@@ -208,6 +209,7 @@ def test_a_refusal_that_a_rank_has_told_is_not_told_again(tmp_path: Path) -> Non
     assert process.returncode == 2
 
 
+@pytest.mark.stages
 def test_an_exit_record_of_an_earlier_start_is_no_excuse(tmp_path: Path) -> None:
     first = launch(tmp_path, TRAINS)
     ready_pids(tmp_path)
@@ -225,8 +227,12 @@ def test_an_exit_record_of_an_earlier_start_is_no_excuse(tmp_path: Path) -> None
     assert third.returncode == 0
 
 
-def test_two_presses_of_ctrl_c_end_it_unsaved(tmp_path: Path) -> None:
-    process = launch(tmp_path, RANK + "ready()\ntime.sleep(600)\ntime.sleep(600)\n")
+@pytest.mark.stages
+def test_two_presses_of_ctrl_c_end_it_unsaved_also_a_rank_that_hangs(tmp_path: Path) -> None:
+    hangs = (
+        "import signal\nif rank == 1:\n    for n in (signal.SIGINT, signal.SIGTERM): signal.signal(n, signal.SIG_IGN)\n"
+    )
+    process = launch(tmp_path, RANK + hangs + "ready()\ntime.sleep(600)\ntime.sleep(600)\n", grace=600)
     pids = ready_pids(tmp_path)
     process.send_signal(signal.SIGINT)
     time.sleep(1.3)

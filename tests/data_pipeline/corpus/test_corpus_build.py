@@ -183,6 +183,35 @@ def killed_build(tmp_path: Path, at: int) -> bool:
     return False
 
 
+def test_killed_at_the_manifest_and_built_from_other_inputs(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/b.csv").write_text("text\n글.")
+
+    def die(operation: str, moment: str, path: Path) -> None:
+        if (operation, moment, path.name) == ("rename", "before", "manifest.json"):
+            raise Killed
+
+    disk.set_probe(die)
+    with pytest.raises(Killed):
+        build(tmp_path / "out", tmp_path / "in")
+    disk.set_probe(None)
+    (tmp_path / "in/b.csv").write_text("text\n다른 글이다.")
+
+    build(tmp_path / "out", tmp_path / "in")
+
+    assert texts(tmp_path / "out") == ["다른 글이다."]
+
+
+def test_a_part_of_which_nothing_is_kept_leaves_no_file(tmp_path: Path) -> None:
+    lines = '{"text": "글이다"}\n' * 4
+    (tmp_path / "a.jsonl").write_text(lines)
+
+    manifest = build(tmp_path / "out", tmp_path / "a.jsonl", task_bytes=len(lines.encode()) // 2)
+
+    assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["part-00000.parquet"]
+    assert [entry["name"] for entry in manifest["files"]] == ["data/part-00000.parquet"]
+
+
 @pytest.mark.stages
 @pytest.mark.parametrize("operation", [5, 20, 40, 60, 80, 100])
 def test_a_real_kill_is_survived(tmp_path: Path, inputs: Path, operation: int) -> None:

@@ -145,13 +145,16 @@ def test_a_missing_column_names_those_that_exist(tmp_path: Path, name: str, mapp
         build(tmp_path / "out", {"path": tmp_path / name, **mapping})
 
 
-@pytest.mark.parametrize(("unit", "expected"), [("file", ["가\n나\n\n \n다\n"]), ("paragraph", ["가\n나", "다"])])
-def test_text_is_a_document_a_file_or_a_paragraph(tmp_path: Path, unit: str, expected: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [("file", {"a.txt#0": "가\n나\n\n \n다\n"}), ("paragraph", {"a.txt#0": "가\n나", "a.txt#18": "다"})],
+)
+def test_text_is_a_document_a_file_or_a_paragraph(tmp_path: Path, unit: str, expected: dict[str, str]) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeff가\r\n나\r\n\r\n \r\n다\r\n".encode())
 
     build(tmp_path / "out", {"path": tmp_path / "a.txt", "text_unit": unit})
 
-    assert texts(tmp_path / "out") == expected
+    assert {row["id"]: row["text"] for row in rows(tmp_path / "out")} == expected
 
 
 def test_gzip_is_read_in_place_and_a_cut_one_is_named_after_what_it_held(tmp_path: Path) -> None:
@@ -206,13 +209,13 @@ def test_notes_beside_data_are_passed_over_and_text_alone_is_read(tmp_path: Path
 
 def test_text_is_changed_only_in_named_ways_each_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
-        '{"text": "\\u1112\\u1161\\u11ab글"}\n{"text": "a\\u0000b"}\n{"text": "줄\\r\\n끝"}\n'
+        '{"text": "\\u1112\\u1161\\u11ab ㅋ"}\n{"text": "a\\u0000b"}\n{"text": "줄\\r\\n끝"}\n'
         '{"text": "\\ud83d!"}\n{"text": "ㅋㅋ ① ㈜"}\n'
     )
 
     manifest = build(tmp_path / "out", tmp_path / "a.jsonl")
 
-    assert texts(tmp_path / "out") == ["한글", "ab", "줄\n끝", "\ufffd!", "ㅋㅋ ① ㈜"]
+    assert texts(tmp_path / "out") == ["한 ㅋ", "ab", "줄\n끝", "\ufffd!", "ㅋㅋ ① ㈜"]
     assert manifest["counts"]["changed"] == {
         "control_characters": 1, "line_ends": 1, "lone_surrogates": 1, "nfc": 1, "repeated_id": 0,
     }  # fmt: skip

@@ -41,6 +41,7 @@ def test_values_are_those_of_the_json_module_in_any_chunks(root, chunk_bytes, in
     [
         ('{"가": [1, 2 3]}'.encode(), 14),
         ('{"가": [1, oops]}'.encode(), 12),
+        ('{"가": [{"a": oops}]}'.encode(), 15),
         ('{"가": [1]} x'.encode(), 13),
         ('\ufeff{"가" [1]}'.encode(), 10),
         ('{"가": [1'.encode(), 10),

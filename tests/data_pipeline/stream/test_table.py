@@ -129,7 +129,14 @@ def test_a_damaged_table_never_leads_outside_a_shard(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "s", [DOCUMENTS])
     num_rows = rows_of(shards).num_rows
     folder = shards / "rows" / "train-best_fit-8"
-    for name, value in [("starts.i64", -5), ("starts.i64", 10**15), ("lengths.i32", 2**31 - 1), ("lengths.i32", -1)]:
+    num_tokens = sum(len(document) + 1 for document in DOCUMENTS)
+    for name, value in [
+        ("starts.i64", -5),
+        ("starts.i64", num_tokens - 1),
+        ("starts.i64", 10**15),
+        ("lengths.i32", 2**31 - 1),
+        ("lengths.i32", -1),
+    ]:
         sound = (folder / name).read_bytes()
         broken = np.frombuffer(sound, table.DTYPES[name]).copy()
         broken[0] = value

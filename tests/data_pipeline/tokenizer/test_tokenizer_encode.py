@@ -33,6 +33,7 @@ spice = st.sampled_from(
 # Characters that this Python knows: of newer ones the libraries' Unicode tables know less or more.
 known = st.characters(exclude_categories=["Cs", "Cn"])
 korean_text = st.lists(hangul | jamo | spice | known, max_size=30).map("".join)
+korean_text |= korean_text.map(lambda text: unicodedata.normalize("NFD", text))
 
 
 def all_ids(encoder: Encoder, texts: list[str]) -> list[list[int]]:
@@ -204,6 +205,7 @@ def test_truncation_and_padding_of_a_foreign_file_are_off(byte_level: Path, tmp_
 
     for backend in ("fastest", "tokenizers"):
         encoder = Encoder(folder, backend=backend)
+        assert encoder.backend == {"fastest": "fastokens"}.get(backend, backend)
         assert all_ids(encoder, ["a b c d e", "a"]) == all_ids(Encoder(byte_level), ["a b c d e", "a"])
 
 

@@ -128,6 +128,17 @@ def test_the_alphabet_is_the_required_characters_and_then_the_most_frequent() ->
     assert " " not in chosen
 
 
+def test_characters_outside_the_alphabet_are_unknown(corpus: Path, tmp_path: Path) -> None:
+    base = len(choose_alphabet(iter([]), required="".join(TEMPLATE_MARKERS), max_alphabet=1))
+
+    manifest = run(stage_of(corpus, tmp_path / "out", kind="hash_hash_bpe", vocab_size=400, max_alphabet=base + 10))
+
+    template = set("".join(TEMPLATE_MARKERS))
+    singles = {token for token in vocabulary(tmp_path / "out") if len(token) == 1 and "가" <= token <= "힣"}
+    assert len(singles - template) == 10
+    assert manifest["unk_rate"] > 0.1
+
+
 def test_held_out_documents_are_never_trained_on(tmp_path: Path) -> None:
     paths = [
         write_documents(tmp_path / f"{split}/docs.jsonl", seed=seed)
@@ -236,6 +247,17 @@ def test_training_is_not_done_again_when_only_measuring_was_killed(corpus: Path,
     run(stage_of(corpus, tmp_path / "out"))
 
     assert (tmp_path / "out/tokenizer.json").stat().st_ino == before
+
+
+def test_what_another_config_left_is_not_taken_for_ones_own(corpus: Path, trained, tmp_path: Path) -> None:
+    other = stage_of(corpus, tmp_path / "out", vocab_size=500)
+    for task in other.plan():
+        other.run(task)
+
+    run(stage_of(corpus, tmp_path / "out"))
+
+    found = (tmp_path / "out/tokenizer.json").read_bytes()
+    assert found == (trained["byte_level_bpe"] / "tokenizer.json").read_bytes()
 
 
 def test_an_unfinished_corpus_is_refused(tmp_path: Path) -> None:

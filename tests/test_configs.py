@@ -1,0 +1,46 @@
+"""Every file under configs/ resolves to its golden text: a default that moves shows here, not in somebody's run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.config import load, to_yaml
+from trainer.config import TrainConfig
+
+REPO = Path(__file__).parents[1]
+GOLDEN = REPO / "tests/golden/configs"
+# Files under base/ are shared parents: no run by themselves, resolved by those that extend them.
+CONFIGS = sorted(path for path in (REPO / "configs").rglob("*.yaml") if path.parent.name != "base")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(REPO / "configs")))
+def test_a_config_resolves_to_its_golden_text(path: Path, rewrite_golden: bool) -> None:
+    resolved = to_yaml(load(path, [], TrainConfig))
+    golden = GOLDEN / path.relative_to(REPO / "configs")
+    if rewrite_golden:
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(resolved, encoding="utf-8")
+
+    assert golden.is_file(), f"{golden} is missing; look at the resolved text and run with --rewrite-golden"
+    assert resolved == golden.read_text(encoding="utf-8")
+
+
+def test_no_golden_text_is_left_of_a_config_that_is_gone() -> None:
+    golden = {path.relative_to(GOLDEN) for path in GOLDEN.rglob("*.yaml")}
+
+    assert golden == {path.relative_to(REPO / "configs") for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_resolved_config_loads_as_itself(path: Path, tmp_path: Path) -> None:
+    config = load(path, [], TrainConfig)
+    (tmp_path / "resolved.yaml").write_text(to_yaml(config), encoding="utf-8")
+
+    assert load(tmp_path / "resolved.yaml", [], TrainConfig) == config
+
+
+@pytest.mark.parametrize("path", (REPO / "configs/base").glob("*.yaml"), ids=lambda path: path.name)
+def test_every_shared_parent_is_extended_by_some_config(path: Path) -> None:
+    assert any(f"base/{path.name}" in config.read_text(encoding="utf-8") for config in CONFIGS)
