@@ -28,7 +28,8 @@ _EXIT_CODES = {
     "ConfigError": BAD_INPUT,
     "StageError": BAD_INPUT,
     "ResumeError": BAD_INPUT,
-    "RunError": FAILED,
+    "RunError": BAD_INPUT,
+    "TrainingStopped": FAILED,
     "DiskError": FAILED,
 }
 _OVERRIDE = re.compile(r"[^\W\d][\w-]*(\.[\w-]+)*=")

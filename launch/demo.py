@@ -154,15 +154,29 @@ def _evaluate(places: Places) -> None:
     from data_pipeline import disk
     from data_pipeline.ngram import trigram_baseline
     from launch.verb_evaluate import evaluate_saved
+    from trainer.saved import find_saved
 
-    ours = evaluate_saved(str(places.root / RUN_NAME))
-    trigram = trigram_baseline(places.shards)
+    run, kept = places.root / RUN_NAME, places.root / RESULT_NAME
+    made_from = {
+        "checkpoint": str(find_saved(str(run)).checkpoint),
+        "shards": read_manifest(places.shards, kind="shards")["manifest_sha256"],
+    }
+    result = json.loads(kept.read_text()) if kept.is_file() else {}
+    if result.get("made_from") == made_from:
+        print(f"   up to date: {kept}")
+    else:
+        model, trigram = evaluate_saved(str(run)), asdict(trigram_baseline(places.shards))
+        result = {"made_from": made_from, "model": model, "trigram": trigram}
+        disk.write_json(kept, result)
+    _show_result(result["model"], result["trigram"])
+
+
+def _show_result(model: dict[str, Any], trigram: dict[str, Any]) -> None:
     print(f"   {'':<28}{'bits per byte':>14}{'nats a token':>14}")
-    print(f"   {'Llama after pretraining':<28}{ours['bits_per_byte']:>14.4f}{ours['loss']:>14.4f}")
-    print(f"   {'interpolated trigram':<28}{trigram.bits_per_byte:>14.4f}{trigram.loss:>14.4f}")
-    verdict = "below" if ours["bits_per_byte"] < trigram.bits_per_byte else "NOT below"
-    print(f"   the model is {verdict} the trigram model, on {ours['num_documents']:,} held-out documents")
-    disk.write_json(places.root / RESULT_NAME, {"model": ours, "trigram": asdict(trigram)})
+    for name, figures in (("Llama after pretraining", model), ("interpolated trigram", trigram)):
+        print(f"   {name:<28}{figures['bits_per_byte']:>14.4f}{figures['loss']:>14.4f}")
+    verdict = "below" if model["bits_per_byte"] < trigram["bits_per_byte"] else "NOT below"
+    print(f"   the model is {verdict} the trigram model, on {model['num_documents']:,} held-out documents")
 
 
 def _say_what_is_next(places: Places, *, seconds: float) -> None:

@@ -247,7 +247,8 @@ def test_each_kind_of_error_has_its_exit_code() -> None:
 
     assert codes == {ConfigError: 2, StageError: 2, TaskError: 1}
     assert cli.exit_code_of(DiskError(28, "a")) == 1
-    assert cli.exit_code_of(RunError("a")) == cli.exit_code_of(TrainingStopped("a")) == 1
+    assert cli.exit_code_of(TrainingStopped("a")) == 1
+    assert cli.exit_code_of(RunError("a")) == 2  # as `python -m trainer` ends
     assert cli.exit_code_of(FileNotFoundError(2, "No such file", "x")) == 1
 
 

@@ -88,8 +88,8 @@ def test_without_root_everything_missing_is_named_in_one_message(
 
     assert str(caught.value) == (
         "toolchain: g++ ninja-build is missing (컴파일러 없음), and only root may install packages; DeepSpeed "
-        "compiles an op for several ranks on a CPU: have an administrator run `apt-get install g++ ninja-build`, or train with "
-        "engine.kind=none"
+        "compiles an op for several ranks on a CPU: have an administrator run `apt-get install g++ ninja-build`, "
+        "or train with engine.kind=none"
     )
     assert not log.exists()
 
