@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.shards.format import read_shards
-from data_pipeline.stage import StageError
 from data_pipeline.shards.reader import open_shard
+from data_pipeline.stage import StageError
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]

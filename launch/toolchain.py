@@ -10,11 +10,11 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
 
 from launch.ops import TOOLS, ensure_ops_built
 from trainer.errors import RunError
+from trainer.programs import add_scripts_to_path
 
 APT_TIMEOUT_SECONDS = 300
 
@@ -35,13 +35,6 @@ def prepare_tools() -> None:
         reason = _install(missing)
         if missing := missing_packages():
             raise RunError(_message(missing, reason))
-
-
-def add_scripts_to_path() -> None:
-    """Let this environment's own programs be found (pip's ninja): `.venv/bin/dure` is run without activation too."""
-    scripts, folders = sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath).split(os.pathsep)
-    if scripts not in folders:
-        os.environ["PATH"] = os.pathsep.join([*folders, scripts])
 
 
 def missing_packages() -> list[str]:

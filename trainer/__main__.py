@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from trainer.stop_flag import StopFlag, die_with_parent, outlive_terminal
+from trainer.stop_flag import LAUNCHER_PID, StopFlag, die_with_parent, outlive_terminal
 
 USAGE = "usage: python -m trainer CONFIG [key.sub=value ...]"
 
@@ -50,7 +50,7 @@ def _tell(error: Exception) -> None:
     if getattr(error, "told_by_main", False) or (not started and os.environ.get("LOCAL_RANK", "0") != "0"):
         return
     rank = os.environ.get("RANK", "0")
-    who = f"[rank {rank}] " if rank != "0" else ""
+    who = f"[rank {rank}] " if rank != "0" and LAUNCHER_PID not in os.environ else ""  # dure's launcher names it
     print(f"{who}error: {error}", file=sys.stderr, flush=True)
 
 

@@ -4,7 +4,7 @@
 class RunError(RuntimeError):
     """A run that can't start or go on as asked: `where: what, both values; what to do`.
 
-    `told_by_main`: rank 0 raises and prints the same, so this rank need not.
+    `told_by_main`: a rank before this one, mostly rank 0, raises and prints the same, so this rank need not.
     """
 
     def __init__(self, message: str, *, told_by_main: bool = False) -> None:

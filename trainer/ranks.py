@@ -10,12 +10,14 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from trainer.errors import RunError
+
+T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
@@ -71,6 +73,27 @@ class Ranks:
         if kind == "failed":
             raise RunError(value, told_by_main=not self.is_main)
         return value
+
+    def together(self, action: Callable[[], T]) -> T:
+        """What `action`, free of collectives, returns on this rank; where it fails on some, every rank raises.
+
+        One rank tells each different message: the first that has it.
+        """
+        result: Any = None
+        failure: str | None = None
+        try:
+            result = action()
+        except (RuntimeError, ValueError, OSError) as error:
+            if self.world_size == 1:
+                raise
+            failure = str(error)
+        failures = self.gather_objects(failure)
+        told = [message for message in failures[: self.rank] if message]
+        if failure is not None:
+            raise RunError(failure, told_by_main=failure in told)
+        if any(failures):
+            raise RunError("another rank could not go on", told_by_main=True)
+        return cast("T", result)
 
     def broadcast_object(self, item: Any) -> Any:
         """Rank 0's `item` on every rank."""

@@ -130,15 +130,19 @@ def set_up(config: TrainConfig, ranks: Ranks) -> Run:
     heldout = EvaluationSet(
         shards, split="heldout", seq_len=config.data.seq_len, max_documents=config.evaluation.max_documents
     )
-    kernel = choose_attention(config.model, device=ranks.device, precision=config.train.precision)
+    kernel = ranks.together(
+        lambda: choose_attention(config.model, device=ranks.device, precision=config.train.precision)
+    )
     check_source_tokenizer(config, ranks)
     on_gpu_in_bf16 = config.train.precision == "bf16" and config.engine.kind == "deepspeed"
-    model = make_model(
-        config.model,
-        vocabulary=vocabulary,
-        kernel=kernel.kernel,
-        dtype=torch.bfloat16 if on_gpu_in_bf16 else torch.float32,
-        seed=config.seed,
+    model = ranks.together(
+        lambda: make_model(
+            config.model,
+            vocabulary=vocabulary,
+            kernel=kernel.kernel,
+            dtype=torch.bfloat16 if on_gpu_in_bf16 else torch.float32,
+            seed=config.seed,
+        )
     )
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]

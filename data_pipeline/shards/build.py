@@ -149,7 +149,7 @@ class ShardsBuild:
                 "tokenizer_fingerprint": inputs["tokenizer_fingerprint"],
                 "tokenizer": tokenizer,
                 "dtype": token_dtype(tokenizer["vocab_size"]).name,
-                "corpus_manifest_sha256": inputs["corpus_manifest_sha256"],
+                "corpus_files_sha256": inputs["corpus_files_sha256"],
                 "splits": splits,
                 "files": files,
                 "inputs": inputs,
@@ -178,7 +178,8 @@ class ShardsBuild:
         tree = to_tree(self.config)
         return {
             "format_version": FORMAT_VERSION,
-            "corpus_manifest_sha256": self._corpus()["manifest_sha256"],
+            # By content: the manifest also holds the paths and times of the files that the corpus was built from.
+            "corpus_files_sha256": fingerprint(self._corpus()["files"]),
             "tokenizer_fingerprint": tokenizer_fingerprint(self.config.tokenizer),
         } | {key: value for key, value in tree.items() if key not in ("corpus", "tokenizer", "output")}
 

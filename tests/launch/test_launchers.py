@@ -1,4 +1,4 @@
-"""The same program under `dure train`, `accelerate launch` and `torchrun`: 2 ranks, the same losses; and its refusals."""
+"""The same program under dure, `accelerate launch` and torchrun: 2 ranks, the same losses; and what it refuses."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_flags_of_accelerate_launch_that_contradict_the_config_are_refused(shard
     [
         (
             {"model": {"from": "/no/such/model"}},
-            "model.from: '/no/such/model' is neither a folder here nor a hub model",
+            "model.from: '/no/such/model': no such folder",
         ),
         ({"data": {"shards": "/no/such/shards"}}, "/no/such/shards: no such folder"),
         ({"train": {"max_steps": 4, "global_batch_sequences": 1, "micro_batch_sequences": 1}}, "cannot feed 2 ranks"),

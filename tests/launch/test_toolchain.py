@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             next(Path(place, name) for place in ("/bin", "/usr/bin") if Path(place, name).exists())
         )
     monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.setattr(toolchain.sysconfig, "get_path", lambda _: str(tmp_path / "scripts"))
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path / "scripts"))
     return folder
 
 

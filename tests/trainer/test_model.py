@@ -142,8 +142,15 @@ def test_ko_1b_has_the_size_of_its_name() -> None:
 
 
 def test_a_model_path_that_does_not_exist_is_named() -> None:
-    with pytest.raises(RunError, match=r"model.from: '/no/such/model' is neither a folder here nor a hub model"):
+    with pytest.raises(
+        RunError, match=r"model.from: '/no/such/model': no such folder; check the path, or give a hub name"
+    ):
         model_of(tiny(**{"from": "/no/such/model"}))
+
+
+def test_a_name_that_no_hub_gives_is_named() -> None:
+    with pytest.raises(RunError, match=r"model.from: 'nobody/nothing' is neither a folder here nor a hub model"):
+        model_of(tiny(**{"from": "nobody/nothing"}))
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

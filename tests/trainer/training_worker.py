@@ -1,7 +1,8 @@
 """Trains a tiny model over rows that the caller wrote down, with each engine that it names; a process of its own.
 
 `python training_worker.py SPEC.json`, under torchrun for several ranks. SPEC: {rows: FILE.npz, output: DIR, engines:
-[{name, kind, zero_stage, precision, poisoned_before}], steps, micro_batch_sequences, weighting: "targets" | "rank_means"}.
+[{name, kind, zero_stage, precision, poisoned_before}], steps, micro_batch_sequences, weighting: "targets" or
+"rank_means"}.
 Before each step of `poisoned_before` the same rows are tried with a loss that is not finite on the last rank alone.
 Writes DIR/<name>.json (losses and norms) and DIR/<name>.safetensors (final weights) for each engine.
 """

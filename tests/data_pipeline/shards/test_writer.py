@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.shards import writer as writer_module
@@ -69,6 +69,7 @@ def test_a_shard_is_an_uncompressed_arrow_file_that_datasets_would_read(tmp_path
 
 
 @settings(max_examples=40, deadline=None)
+@example(lengths=[200] * 30, sizes=[13, 11], extra=2000)
 @given(
     lengths=st.lists(st.integers(1, 300), min_size=1, max_size=40),
     sizes=st.lists(st.integers(0, 15), max_size=5),
@@ -113,6 +114,13 @@ def test_many_record_batches_stay_within_the_bound(tmp_path: Path, monkeypatch: 
 
     assert len(files) > 1
     assert all(entry["num_bytes"] <= 60_000 for entry in files)
+
+
+def test_short_documents_whose_columns_outweigh_their_ids_stay_within_the_bound(tmp_path: Path) -> None:
+    files = write(tmp_path, [documents([1] * 20_000)], max_shard_bytes=500_000).files
+
+    assert len(files) > 1
+    assert all(entry["num_bytes"] <= 500_000 for entry in files)
 
 
 def test_a_document_larger_than_a_shard_is_refused(tmp_path: Path) -> None:

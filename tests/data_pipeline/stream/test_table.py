@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from data_pipeline.stream import packing as packing_module
 from data_pipeline.stream import table
 from data_pipeline.stream.packing import Packing
 from data_pipeline.stream.rows import Rows, open_rows
+from tests.data_pipeline.stream.plain import pairs_of, scored_pairs
 from tests.data_pipeline.stream.shard_folder import write_shards
 
 DOCUMENTS = [list(range(10, 10 + length)) for length in (5, 3, 9, 1, 7, 7, 2, 20)]
@@ -200,6 +202,9 @@ def test_windows_of_documents_do_not_depend_on_record_batches(tmp_path: Path, mo
 
     everything = np.arange(one.num_rows)
     assert one.counts == many.counts
+    assert scored_pairs(one.gather(everything)) == Counter(
+        pair for document in DOCUMENTS for pair in pairs_of(document)
+    )
     assert np.array_equal(one.gather(everything).input_ids, many.gather(everything).input_ids)
     # Windows of 3, 3 and 2 documents; none of their rows holds documents of two windows.
     assert one.num_rows == sum(
