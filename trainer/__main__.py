@@ -24,6 +24,7 @@ def main(argv: list[str]) -> int:
         print(USAGE)
         return 0 if argv else 2
     from data_pipeline.config import ConfigError
+    from data_pipeline.disk import DiskError
     from data_pipeline.stage import StageError
     from trainer.errors import RunError, TrainingStopped
     from trainer.resilience import FAILED, REFUSED
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
         from trainer.run import run_rank
 
         return run_rank(argv[0], argv[1:], stop=stop)
-    except TrainingStopped as error:
+    except (TrainingStopped, DiskError) as error:
         _tell(error)
         return FAILED
     except (ConfigError, StageError, RunError) as error:

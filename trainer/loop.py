@@ -36,6 +36,13 @@ def train(run: Run, journal: Journal, *, checkpoints: Path, stop_requested: Aske
     return _is_finished(run) and not stopping
 
 
+def train_steps(run: Run, journal: Journal, *, count: int) -> None:
+    """`count` steps and nothing else: no evaluation, no checkpoint; what a benchmark times."""
+    updater = _updater(run, lambda: False)
+    for _ in range(count):
+        _step(run, updater, journal)
+
+
 def _updater(run: Run, stop_requested: Asked) -> Updater:
     return Updater(
         engine=run.engine,

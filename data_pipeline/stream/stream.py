@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.stage import StageError
 from data_pipeline.stream.batch import Batch, padding_batch
 from data_pipeline.stream.order import RowOrder
 from data_pipeline.stream.rows import Rows
@@ -21,7 +22,7 @@ IntArray = NDArray[np.int64]
 STATE_KEYS = ("next_row", "rows_identity", "num_rows", "seed")
 
 
-class ResumeError(RuntimeError):
+class ResumeError(StageError):
     """A saved state that does not belong to this stream. The stream is as it was."""
 
 

@@ -1,0 +1,56 @@
+"""What is checked before a run starts: the tokenizer of a model that is continued, and the engine of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+
+from data_pipeline.stage import StageError
+from tests.trainer.tiny_run import make_shards, tiny_config
+from trainer.errors import RunError
+from trainer.ranks import Ranks
+from trainer.setup import check_engine, check_source_tokenizer
+
+ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+
+
+def test_shards_of_another_tokenizer_than_the_models_are_refused_with_both_fingerprints(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path / "shards")
+    (tmp_path / "model").mkdir()
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "model/tokenizer.json"))
+    config = tiny_config(tmp_path, shards, model={"from": str(tmp_path / "model")})
+
+    with pytest.raises(StageError, match=r"ffffffff.*[0-9a-f]{8}"):
+        check_source_tokenizer(config, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("saved", "ours", "message"),
+    [
+        ({"kind": "none"}, {"kind": "deepspeed"}, "engine.kind was 'none' at the save, this start has 'deepspeed'"),
+        (
+            {"kind": "deepspeed", "zero_stage": 2, "ranks": 2},
+            {"kind": "deepspeed", "zero_stage": 3, "ranks": 2},
+            "engine.zero_stage was 2 at the save, this start has 3",
+        ),
+        (
+            {"kind": "deepspeed", "zero_stage": 2, "ranks": 8},
+            {"kind": "deepspeed", "zero_stage": 2, "ranks": 4},
+            "WORLD_SIZE was 8 at the save, this start has 4",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_engine_is_refused_with_both_values(
+    saved: dict[str, object], ours: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RunError) as refusal:
+        check_engine(saved, ours, folder=Path("step-00000004"))
+
+    assert message in str(refusal.value)
+
+
+def test_plain_weights_fit_any_number_of_ranks() -> None:
+    check_engine({"kind": "none"}, {"kind": "none"}, folder=Path("step-00000004"))
