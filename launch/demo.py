@@ -21,6 +21,7 @@ RUN_NAME = "pretrain"
 RESULT_NAME = "demo.json"
 VOCABULARY = 4096
 CPU_RANKS = 2
+DEFAULT_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def demo(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     if not CONFIG.is_file():
         raise StageError(f"{CONFIG}: not here; run `dure demo` in the folder of the checkout")
-    places = places_of(Path(arguments.output or _default_root(arguments.corpus)))
+    places = places_of(Path(arguments.output or _default_root(arguments.corpus, seed=arguments.seed)))
     is_made = arguments.corpus is None
     source = places.aihub if is_made else Path(arguments.corpus)
     if is_made:
@@ -68,8 +69,11 @@ def demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _default_root(corpus: str | None) -> str:
-    return "runs/demo" if corpus is None else f"runs/demo-{Path(corpus).name}"
+def _default_root(corpus: str | None, *, seed: int) -> str:
+    """A folder for each corpus: what was made of one is never mixed with what is made of another."""
+    if corpus is not None:
+        return f"runs/demo-{Path(corpus).name}"
+    return "runs/demo" if seed == DEFAULT_SEED else f"runs/demo-seed-{seed}"
 
 
 def _part(title: str, run: Callable[[], Any]) -> Any:

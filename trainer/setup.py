@@ -109,24 +109,23 @@ def check_engine(saved: dict[str, Any], ours: dict[str, Any], *, folder: Path) -
             )
 
 
-def open_stream(config: TrainConfig, ranks: Ranks) -> tuple[Stream, Rows]:
+def open_stream(config: TrainConfig, ranks: Ranks) -> Stream:
     """The training rows in their global order; rank 0 builds the row table where it is missing."""
-    shards, data = Path(config.data.shards), config.data
 
-    def rows() -> Rows:
-        return open_rows(shards, split="train", seq_len=data.seq_len, packing=data.packing)
+    def rows(*, build: bool) -> Rows:
+        data = config.data
+        return open_rows(Path(data.shards), split="train", seq_len=data.seq_len, packing=data.packing, build=build)
 
-    ranks.on_main(lambda: rows().num_rows)
-    opened = rows()
-    stream = Stream(opened, seed=config.seed, global_batch_sequences=config.train.global_batch_sequences)
-    return stream, opened
+    ranks.on_main(lambda: rows(build=True).num_rows)
+    opened = ranks.together(lambda: rows(build=False))
+    return Stream(opened, seed=config.seed, global_batch_sequences=config.train.global_batch_sequences)
 
 
 def set_up(config: TrainConfig, ranks: Ranks) -> Run:
     """Data, model and engine of a fresh run, each checked before it is used."""
     shards = Path(config.data.shards)
     vocabulary = ranks.on_main(lambda: read_vocabulary(shards))
-    stream, _ = open_stream(config, ranks)
+    stream = open_stream(config, ranks)
     heldout = EvaluationSet(
         shards, split="heldout", seq_len=config.data.seq_len, max_documents=config.evaluation.max_documents
     )
@@ -134,13 +133,14 @@ def set_up(config: TrainConfig, ranks: Ranks) -> Run:
         lambda: choose_attention(config.model, device=ranks.device, precision=config.train.precision)
     )
     check_source_tokenizer(config, ranks)
-    on_gpu_in_bf16 = config.train.precision == "bf16" and config.engine.kind == "deepspeed"
+    # DeepSpeed computes in bf16 weights and keeps its own float32 ones; the plain engine autocasts float32 weights.
+    holds_bf16 = config.train.precision == "bf16" and config.engine.kind == "deepspeed"
     model = ranks.together(
         lambda: make_model(
             config.model,
             vocabulary=vocabulary,
             kernel=kernel.kernel,
-            dtype=torch.bfloat16 if on_gpu_in_bf16 else torch.float32,
+            dtype=torch.bfloat16 if holds_bf16 else torch.float32,
             seed=config.seed,
         )
     )

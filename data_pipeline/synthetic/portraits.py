@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from data_pipeline.synthetic.frames import COPULA, Clause, Frame, Question, Topic
 
-_HOME = Clause("{home}에서", "태어나다", "past")
 _JOB = Clause("{job:으로}", "일하다")
 _VISIT = Clause("{day}에 {place}에", "가다", "past")
 _GIVE = Clause("{to}에게 {gift:을}", "주다", "past")
@@ -18,20 +17,6 @@ FRAMES = (
             Question("city", Clause("어디에", "살다"), Clause("{city}에", "살다"), Topic("곳", "살다")),
             Question(
                 "city", Clause("어디에", "있다", topic=Topic("집")), Clause("{city}에", "있다", topic=Topic("집"))
-            ),
-        ),
-    ),
-    Frame(
-        "hometown",
-        {"home": "city"},
-        (_HOME, Clause("{home}", COPULA, topic=Topic("고향"))),
-        (
-            Question("home", Clause("어디에서", "태어나다", "past"), _HOME, Topic("고향")),
-            Question(
-                "home",
-                Clause("어디", COPULA, topic=Topic("고향")),
-                Clause("{home}", COPULA, topic=Topic("고향")),
-                Topic("고향"),
             ),
         ),
     ),
@@ -113,33 +98,10 @@ FRAMES = (
         ),
     ),
     Frame(
-        "learns",
-        {"subject": "subject"},
-        (Clause("{subject:을}", "배우다"), Clause("요즘 {subject:을}", "배우고 있다")),
-        (Question("subject", Clause("무엇을", "배우다"), Clause("{subject:을}", "배우다"), Topic("것", "배우다")),),
-    ),
-    Frame(
-        "colour",
-        {"colour": "colour"},
-        (Clause("{colour:을}", "좋아하다"), Clause("{colour}", COPULA, topic=Topic("색", "좋아하다"))),
-        (
-            Question(
-                "colour", Clause("무슨 색을", "좋아하다"), Clause("{colour:을}", "좋아하다"), Topic("색", "좋아하다")
-            ),
-        ),
-    ),
-    Frame(
         "wakes",
         {"hour": "hour"},
         (Clause("{hour}에", "일어나다"), Clause("날마다 {hour}에", "일어나다")),
         (Question("hour", Clause("몇 시에", "일어나다"), Clause("{hour}에", "일어나다"), Topic("시각", "일어나다")),),
-    ),
-    Frame(
-        "wears",
-        {"wear": "wear"},
-        (Clause("{wear:을}", "입고 있다"), Clause("오늘 {wear:을}", "입다", "past")),
-        (Question("wear", Clause("무엇을", "입고 있다"), Clause("{wear:을}", "입고 있다")),),
-        is_event=True,
     ),
     Frame(
         "visit",
@@ -168,20 +130,6 @@ FRAMES = (
         (
             Question("gift", Clause("{to}에게 무엇을", "주다", "past"), Clause("{gift:을}", "주다", "past")),
             Question("to", Clause("누구에게 {gift:을}", "주다", "past"), _GIVE),
-        ),
-        is_event=True,
-    ),
-    Frame(
-        "left",
-        {"thing": "thing", "where": "place"},
-        (Clause("{thing:을} {where}에", "두고 오다", "past"), Clause("{where}에 {thing:을}", "두고 오다", "past")),
-        (
-            Question(
-                "where", Clause("{thing:을} 어디에", "두고 오다", "past"), Clause("{where}에", "두고 오다", "past")
-            ),
-            Question(
-                "thing", Clause("{where}에 무엇을", "두고 오다", "past"), Clause("{thing:을}", "두고 오다", "past")
-            ),
         ),
         is_event=True,
     ),

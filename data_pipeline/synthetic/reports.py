@@ -48,7 +48,7 @@ OTHER_SHAPES = (
 )
 OWN_TOPIC_SHAPES = (
     "{to} {topic:을} {when} {answer:이라고} {said}.",
-    "{asker:이} {topic:을} {when} {answerer:은} {answer:이라고} {said}.",
+    "{asker:은} {to} {topic:을} {asked}. {answerer:은} {answer:이라고} {said}.",
 )
 OTHER_TOPIC_SHAPES = (
     "{to} {full_topic:을} {when} {answer:이라고} {said}.",

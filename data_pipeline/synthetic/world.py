@@ -7,75 +7,45 @@ from data_pipeline.synthetic.frames import Subject
 from data_pipeline.synthetic.lexicon import words
 from data_pipeline.synthetic.particles import Word
 
-NAMES = words(
-    """
-    민지 서준 하은 지호 수아 도윤 예린 준서 지우 시우 유진 태민 소연 현우 은서 민재 다은 재윤 건우 채원 동현 나은
-    우진 정훈 미라 상철 혜진 영호 수빈 기태 슬기 한결
-    """
-)
+NAMES = words("민지 서준 하은 지호 수아 도윤 예린 유진 태민 소연 현우 은서 재윤 건우 채원 동현 정훈 미라 기태 한결")
 ELDER_NAMES = (
-    *(f"{name} 할머니" for name in words("영순 금자 옥희 춘자")),
-    *(f"{name} 할아버지" for name in words("만수 병철 종구 갑수")),
+    *(f"{name} 할머니" for name in words("영순 금자")),
+    *(f"{name} 할아버지" for name in words("만수 병철")),
 )
 PEOPLE = tuple(Subject(Word(name)) for name in NAMES)
 ELDERS = tuple(Subject(Word(name), is_elder=True) for name in ELDER_NAMES)
 
 _COUNTED = {
-    "개": "사과 배 감자 달걀 빵 모자 컵",
-    "통": "수박 배추",
+    "개": "사과 배 감자 달걀",
+    "통": "수박",
     "권": "공책 책",
     "자루": "연필",
-    "병": "우유 간장",
-    "송이": "장미 포도",
+    "병": "우유",
+    "송이": "장미",
     "켤레": "양말",
-    "마리": "고등어 오징어",
-    "벌": "셔츠",
+    "마리": "고등어",
 }
 # What is bought -> the counter it is counted with.
 COUNTERS = {item: counter for counter, items in _COUNTED.items() for item in words(items)}
 
-_CITIES = words(
-    """
-    강릉 부산 서울 대구 인천 광주 대전 울산 수원 전주 여수 목포 춘천 속초 제주 경주 포항 통영 안동 청주
-    순천 공주 군산 원주
-    """
-)
+_CITIES = words("강릉 부산 서울 대구 인천 광주 전주 여수 목포 춘천 제주 경주 통영 안동")
 VALUES: dict[str, tuple[str, ...]] = {
     "city": _CITIES,
     "person": NAMES,
-    "job": words(
-        """
-        간호사 의사 교사 요리사 목수 농부 어부 화가 가수 기자 소방관 경찰관 약사 사서 은행원 집배원 미용사
-        사진사 통역사 제빵사 정원사 수의사 판사 작가
-        """
+    "job": words("간호사 의사 교사 요리사 목수 농부 어부 화가 가수 약사 소방관 경찰관 사서 집배원"),
+    "pet": words("고양이 강아지 토끼 앵무새 거북이 햄스터 금붕어 고슴도치 닭 염소 오리 다람쥐"),
+    "pet_name": words("보리 콩이 초코 두부 호두 단추 모찌 나비 누리 방울이"),
+    "food": words("비빔밥 냉면 김밥 떡국 만두 칼국수 삼계탕 불고기 잡채 떡볶이 미역국 파전"),
+    "hobby": words("낚시 등산 뜨개질 독서 요리 수영 산책 서예 캠핑 축구"),
+    "age": tuple(f"{native_determiner(age)} 살" for age in range(20, 32)),
+    "instrument": words("피아노 기타 바이올린 첼로 하모니카 플루트 가야금 장구 해금 피리"),
+    "hour": (
+        *(f"새벽 {time_of_day(hour)}" for hour in (4, 5)),
+        *(f"아침 {time_of_day(hour, minute)}" for hour in (6, 7, 8) for minute in (0, 30)),
     ),
-    "pet": words("고양이 강아지 토끼 앵무새 거북이 햄스터 금붕어 고슴도치 닭 염소 오리 다람쥐 도마뱀 열대어 말 양"),
-    "pet_name": words("보리 콩이 구름이 초코 두부 호두 별이 단추 모찌 나비 솜이 밤톨이 달이 누리 하늘이 방울이"),
-    "food": words(
-        """
-        비빔밥 냉면 김밥 떡국 만두 칼국수 된장찌개 김치찌개 삼계탕 불고기 잡채 떡볶이 콩국수 미역국 순두부
-        갈비탕 파전 수제비 호박죽 감자탕
-        """
-    ),
-    "hobby": words("낚시 등산 뜨개질 독서 요리 수영 산책 서예 달리기 요가 캠핑 명상 줄넘기 축구 농구 체조"),
-    "age": tuple(f"{native_determiner(age)} 살" for age in range(20, 50)),
-    "instrument": words("피아노 기타 바이올린 첼로 하모니카 플루트 트럼펫 가야금 장구 북 해금 피리 단소 거문고"),
-    "subject": words("중국어 프랑스어 독일어 일본어 영어 춤 도예 목공 바느질 운전 사진 꽃꽂이"),
-    "colour": words("빨간색 파란색 노란색 흰색 검은색 초록색 보라색 분홍색 주황색 하늘색 갈색 회색"),
-    "hour": tuple(
-        f"{part} {time_of_day(hour, minute)}"
-        for part, hours in (("새벽", (4, 5)), ("아침", (6, 7, 8, 9)))
-        for hour in hours
-        for minute in (0, 30)
-    ),
-    "afternoon": tuple(f"오후 {time_of_day(hour, minute)}" for hour in range(1, 7) for minute in (0, 30)),
+    "afternoon": tuple(f"오후 {time_of_day(hour)}" for hour in range(1, 9)),
     "day": words("월요일 화요일 수요일 목요일 금요일 토요일 일요일"),
-    "place": words(
-        """
-        시장 도서관 바닷가 공원 박물관 미술관 병원 우체국 은행 서점 빵집 극장 수영장 절 숲 강가 동물원
-        식물원 기차역 찻집
-        """
-    ),
+    "place": words("시장 도서관 바닷가 공원 박물관 미술관 병원 우체국 서점 극장 수영장 동물원"),
     "item": tuple(COUNTERS),
     "number": tuple(str(number) for number in range(2, 10)),
     # What people do, for rows of grammar: every kind of irregular verb is among them.
@@ -84,9 +54,7 @@ VALUES: dict[str, tuple[str, ...]] = {
         *("손을 씻다", "불을 끄다", "물을 마시다", "문을 닫다", "짐을 싣다", "종이를 줍다", "고기를 굽다", "길을 묻다"),
         *("옷을 입다", "빵을 만들다", "창문을 열다", "밥을 먹다", "춤을 추다", "그림을 그리다", "의자에 앉다"),
         *("친구를 기다리다", "안내원을 따르다", "돈을 모으다", "낮잠을 자다", "소식을 전하다", "꽃을 심다"),
-        *("상자를 나르다", "줄을 긋다"),
+        *("상자를 나르다", "줄을 긋다", "중국어를 배우다", "집에 있다"),
     ),
-    "gift": words("목도리 장갑 꽃다발 시계 찻잔 손수건 인형 가방 필통 엽서 부채 지갑"),
-    "thing": words("우산 안경 열쇠 모자 수첩 휴대폰 카메라 공책 보온병 손목시계 교통카드 손전등"),
-    "wear": words("코트 재킷 한복 청바지 조끼 카디건 점퍼 스웨터 앞치마 셔츠 외투 운동복"),
+    "gift": words("목도리 장갑 꽃다발 시계 손수건 인형 가방 엽서 부채 지갑"),
 }

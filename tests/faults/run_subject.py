@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.trainer.tiny_run import losses_of, tiny_config
 from trainer.ranks import Ranks
 from trainer.resilience import StopFlag
@@ -19,6 +21,16 @@ class RunSubject:
 
     def __init__(self, shards: Path) -> None:
         self._shards = shards
+
+    def warm_up(self, folder: Path) -> None:
+        """Import and compile in this process all that its forks need: each fork would pay seconds for it."""
+        import accelerate.utils.deepspeed
+        import deepspeed
+
+        assert accelerate.utils.deepspeed and deepspeed
+        config = tiny_config(folder, self._shards, train={"max_steps": 1})
+        lone = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+        assert run_in_group(config, lone, stop=StopFlag()) == 0
 
     def train(self, folder: Path, *, max_steps: int, ranks: Ranks, **sections: Any) -> None:
         """Start or go on with the run in `folder`/run until `max_steps`."""

@@ -32,6 +32,7 @@ class Case:
 
     def __init__(self, folder: Path) -> None:
         self.subject = RunSubject(make_shards(folder / "shards"))
+        self.subject.warm_up(folder / "warm-up")
         self.scratch = folder
         undisturbed = folder / "undisturbed"
         count_moments(self.subject, undisturbed / "run/checkpoints", step=END, scratch=folder)

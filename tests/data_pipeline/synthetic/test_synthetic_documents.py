@@ -71,8 +71,8 @@ def test_no_training_document_has_a_heldout_combination(
     trained = frozenset().union(*(one.combinations for one in train_documents))
     held_out = frozenset().union(*(one.combinations for one in heldout_documents))
 
-    assert len(trained) > 10_000
-    assert len(held_out) > 900
+    assert len(trained) > 3_500
+    assert len(held_out) > 400
     assert not trained & held_out
 
 
@@ -103,7 +103,7 @@ def test_no_training_text_states_a_heldout_fact(train_documents: list[Document])
         if f"{tell(Fact(person, frame, (value,)), clause, finite)}." in written
     )
 
-    assert found["train"] > 4_000
+    assert found["train"] > 2_500
     assert found["heldout"] == 0
 
 
@@ -140,10 +140,11 @@ def test_answers_are_words_of_the_text_before_them(train_documents: list[Documen
     for one in train_documents[:1500]:
         for match in re.finditer(r"(?<=자 )([가-힣]+?)(?:이라고|라고) (?:답|대답|말)", one.text):
             if match[1] not in ("아니", "그렇다"):
-                words_before.append(match[1] in one.text[: match.start()])
+                words_before.append((match[1], match[1] in one.text[: match.start()]))
 
     assert len(words_before) > 400
-    assert all(words_before)
+    assert all(found for _, found in words_before)
+    assert sum(word in world.NAMES for word, _ in words_before) < 0.4 * len(words_before)
 
 
 @pytest.mark.parametrize(
