@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -64,7 +65,10 @@ def demo(arguments: argparse.Namespace) -> int:
     code: int = _part(f"pretrain: {CONFIG}", lambda: _pretrain(places, ranks=None))
     if code:
         return code
-    _part("evaluate: held-out bits per byte beside a trigram model", lambda: _evaluate(places))
+    is_below = _part("evaluate: held-out bits per byte beside a trigram model", lambda: _evaluate(places))
+    if is_made and not is_below:
+        print("the demo's own text must be learned better than by counting: something is wrong", file=sys.stderr)
+        return 1
     _say_what_is_next(places, seconds=time.perf_counter() - started)
     return 0
 
@@ -145,15 +149,15 @@ def _show_shards(manifest: Manifest) -> str:
 
 
 def _pretrain(places: Places, *, ranks: int | None) -> int:
-    from launch.verb_train import has_gpu, run
+    from launch.verb_train import num_gpus, run
 
     overrides = [f"run.folder={places.root}", f"data.shards={places.shards}"]
-    if has_gpu():
+    if num_gpus():
         return run(str(CONFIG), [*overrides, "train.precision=bf16"], gpus=ranks or 1)
     return run(str(CONFIG), overrides, cpu_ranks=ranks or CPU_RANKS)
 
 
-def _evaluate(places: Places) -> None:
+def _evaluate(places: Places) -> bool:
     """The model's held-out figures beside those of a trigram model that was counted on the same tokens."""
     from data_pipeline import disk
     from data_pipeline.ngram import trigram_baseline
@@ -172,15 +176,18 @@ def _evaluate(places: Places) -> None:
         model, trigram = evaluate_saved(str(run)), asdict(trigram_baseline(places.shards))
         result = {"made_from": made_from, "model": model, "trigram": trigram}
         disk.write_json(kept, result)
-    _show_result(result["model"], result["trigram"])
+    return _show_result(result["model"], result["trigram"])
 
 
-def _show_result(model: dict[str, Any], trigram: dict[str, Any]) -> None:
+def _show_result(model: dict[str, Any], trigram: dict[str, Any]) -> bool:
+    """Print both; whether the model is below."""
     print(f"   {'':<28}{'bits per byte':>14}{'nats a token':>14}")
     for name, figures in (("Llama after pretraining", model), ("interpolated trigram", trigram)):
         print(f"   {name:<28}{figures['bits_per_byte']:>14.4f}{figures['loss']:>14.4f}")
-    verdict = "below" if model["bits_per_byte"] < trigram["bits_per_byte"] else "NOT below"
+    is_below = bool(model["bits_per_byte"] < trigram["bits_per_byte"])
+    verdict = "below" if is_below else "NOT below"
     print(f"   the model is {verdict} the trigram model, on {model['num_documents']:,} held-out documents")
+    return is_below
 
 
 def _say_what_is_next(places: Places, *, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """The compiler that DeepSpeed needs for ranks on a CPU: found, installed where root allows, or named in one message.
 
 `make` calls `python -m launch.toolchain` when it sets up `.venv`; `dure train` calls `prepare_cpu_ranks` before it
-starts ranks. How the op itself is compiled is known to `launch.ops`.
+starts ranks. How the op itself is compiled is known to `trainer.ops`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from launch.ops import TOOLS, ensure_ops_built
 from trainer.errors import RunError
+from trainer.ops import TOOLS, ensure_ops_built
 from trainer.programs import add_scripts_to_path
 
 APT_TIMEOUT_SECONDS = 300

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import os
 import sys
 from pathlib import Path
 
 from launch.local import Device, hold_signals, start_ranks
+from trainer.errors import RunError
+from trainer.launch_environment import DEVICE_VARIABLE
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -33,21 +35,26 @@ def run(config_path: str, overrides: list[str], *, gpus: int | None = None, cpu_
         prepare_cpu_ranks()
     command = [sys.executable, "-m", "trainer", config_path, *overrides]
     run_folder = Path(config.run.folder) / config.run.name
-    return start_ranks(command, num_ranks=num_ranks, device=device, run_folder=run_folder)
+    env = {**os.environ, DEVICE_VARIABLE: device}
+    return start_ranks(command, num_ranks=num_ranks, device=device, run_folder=run_folder, env=env)
 
 
 def _ranks(gpus: int | None, cpu_ranks: int | None) -> tuple[int, Device]:
     if cpu_ranks is not None:
         return cpu_ranks, "cpu"
     if gpus is not None:
+        if (found := num_gpus()) < gpus:
+            raise RunError(
+                f"--gpus: {gpus} asked for, but torch finds {found} CUDA devices here; ask for fewer, or fix the driver"
+            )
         return gpus, "gpu"
-    return 1, "gpu" if has_gpu() else "cpu"
+    return 1, "gpu" if num_gpus() else "cpu"
 
 
-def has_gpu() -> bool:
-    """Whether torch would find a CUDA device, without the seconds that importing torch takes where there is none."""
-    if importlib.util.find_spec("torch") is None or not any(Path("/dev").glob("nvidia[0-9]*")):
-        return False
+def num_gpus() -> int:
+    """How many CUDA devices torch finds, without the seconds that importing it takes where there is none."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
+        return 0
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

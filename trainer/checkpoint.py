@@ -133,12 +133,14 @@ class _Attempt:
 
     def _give_up(self, failures: list[str]) -> None:
         before = next(iter(find_complete(self._folder.parent)), None)
-        stands = f"the checkpoint before, {before.name}, stands" if before else "there is no checkpoint before"
+        stands = "there is no checkpoint before, so a new start begins anew"
+        if before is not None:
+            stands = f"the checkpoint before, {before.name}, stands, and a new start goes on from there"
         self._ranks.barrier()
         if self._ranks.is_main:
             with contextlib.suppress(OSError):
                 disk.remove_tree(self._folder)
-        message = f"{self._folder}: not saved: {'; '.join(failures)}; {stands}, and a new start goes on from there"
+        message = f"{self._folder}: not saved: {'; '.join(failures)}; {stands}"
         raise CheckpointError(message, told_by_main=not self._ranks.is_main)
 
 

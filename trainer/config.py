@@ -76,6 +76,11 @@ class TrainConfig(Config):
                 f"train.micro_batch_sequences is {steps.micro_batch_sequences}, but a whole step has "
                 f"train.global_batch_sequences {steps.global_batch_sequences}; make it no larger"
             )
+        if self.model.source is None and self.data.seq_len > self.model.max_positions:
+            raise ValueError(
+                f"data.seq_len is {self.data.seq_len}, but model.max_positions only {self.model.max_positions}; "
+                "make rows shorter, or the model's positions more"
+            )
         schedule = steps.schedule
         if schedule.kind == "wsd" and schedule.warmup_steps + schedule.decay_steps > steps.max_steps:
             raise ValueError(

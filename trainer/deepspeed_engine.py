@@ -2,7 +2,7 @@
 
 Its gradient norm is computed inside `step()`, it skips only non-finite updates and only after the fact, and
 accelerate's wrapper steps inside `backward`: so the norm and the discarding are done here, by what DeepSpeed 0.19 has.
-tests/trainer/test_engine.py pins what is used.
+tests/trainer/test_equal_training.py pins what is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from data_pipeline import disk
 from data_pipeline.disk import FileRecord
 from trainer.config import TrainConfig
 from trainer.engine import DEEPSPEED_TAG
-from trainer.programs import add_scripts_to_path
 from trainer.ranks import Ranks
 from trainer.schedule import make_optimizer, set_learning_rate
 
@@ -108,7 +107,6 @@ class DeepSpeedEngine:
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
-        add_scripts_to_path()
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config), zero3_init_flag=False)
         # Without a named backend accelerate sees one process on a CPU, and cpu=True would turn DeepSpeed off.
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"

@@ -83,6 +83,14 @@ class PlainEngine:
         accelerator = Accelerator(cpu=self._ranks.device.type == "cpu", kwargs_handlers=[handler])
         return accelerator.prepare_model(model)
 
+    def settle(self, loss: torch.Tensor) -> None:
+        """Let DDP lay its buckets out, which it does after its first backward pass, and forget the gradient.
+
+        Else the first step after a resume would sum in another order than the same step of an unbroken run.
+        """
+        loss.backward()
+        self.discard()
+
     def begin_micro_batch(self, *, last: bool) -> None:
         if isinstance(ddp := self.module.inner, nn.parallel.DistributedDataParallel):
             # What DDP.no_sync does, without a context that forward and backward would have to share.

@@ -7,12 +7,37 @@ variables; those that would change the engine, the precision or the accumulation
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING
 
-from trainer.config import TrainConfig
 from trainer.errors import RunError
 
+if TYPE_CHECKING:
+    from trainer.config import TrainConfig
+
+DEVICE_VARIABLE = "DURE_DEVICE"  # "gpu" or "cpu": what `dure train` started the ranks for
+
 _TRUE = {"1", "true", "yes", "on"}
+
+
+def wants_gpu(environ: Mapping[str, str] = os.environ, *, num_devices: int) -> bool:
+    """Whether this rank trains on a GPU: as the launcher says, else wherever there is one.
+
+    Raises:
+        RunError: a GPU is asked for, or this local rank's turn, and torch does not find it.
+    """
+    asked = environ.get(DEVICE_VARIABLE)
+    if asked == "cpu" or (asked is None and _is_on(environ, "ACCELERATE_USE_CPU")):
+        return False
+    local_rank = int(environ.get("LOCAL_RANK", "0"))
+    if asked == "gpu" and num_devices == 0:
+        raise RunError("device: the launcher started this rank for a GPU, but torch finds none here; fix the driver")
+    if 0 < num_devices <= local_rank:
+        raise RunError(
+            f"device: LOCAL_RANK is {local_rank}, but torch finds {num_devices} CUDA devices here; start at most as "
+            "many ranks as there are devices"
+        )
+    return num_devices > 0
 
 
 def check_launch(config: TrainConfig, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -38,6 +63,14 @@ _ENGINE_VARIABLES = (
     "ACCELERATE_MIXED_PRECISION",
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
     "ACCELERATE_DYNAMO_BACKEND",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL",
+    "ACCELERATE_GRADIENT_CLIPPING",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+    # accelerate would take it as cpu=True, which turns DeepSpeed off; `wants_gpu` has read it.
+    "ACCELERATE_USE_CPU",
 )
 
 
@@ -83,10 +116,24 @@ def _flag_faults(config: TrainConfig, environ: MutableMapping[str, str]) -> Iter
             f"train.micro_batch_sequences: the launcher says --gradient_accumulation_steps {accumulation}, but it "
             "follows from global_batch_sequences, micro_batch_sequences and the ranks; drop the flag"
         )
+    clipping = environ.get("ACCELERATE_GRADIENT_CLIPPING", "none")
+    if clipping != "none" and float(clipping) != config.train.max_grad_norm:
+        yield (
+            f"train.max_grad_norm: the config says {config.train.max_grad_norm}, the launcher --gradient_clipping "
+            f"{clipping}; drop the flag or set the key"
+        )
+    offload = environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
+    if offload != "none" and not config.engine.offload_optimizer:
+        yield f"engine.offload_optimizer: the config says false, the launcher --offload_optimizer_device {offload}"
+    offload_param = environ.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")
+    if offload_param != "none":
+        yield f"engine: the launcher says --offload_param_device {offload_param}, the config has no such key"
+    if _is_on(environ, "ACCELERATE_USE_PARALLELISM_CONFIG"):
+        yield "engine: the launcher says --use_parallelism_config, the config has no such key; drop the flag"
     dynamo = environ.get("ACCELERATE_DYNAMO_BACKEND", "NO").upper()
     if dynamo != "NO":
         yield f"train: the launcher says --dynamo_backend {dynamo.lower()}, the config has none; drop the flag"
 
 
-def _is_on(environ: MutableMapping[str, str], name: str) -> bool:
+def _is_on(environ: Mapping[str, str], name: str) -> bool:
     return environ.get(name, "false").lower() in _TRUE

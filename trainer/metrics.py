@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ class LoggingConfig(Config):
 
 def peak_tflops(device_name: str) -> float | None:
     """The dense bf16 peak of a card in TFLOP/s, or None for one that the table lacks (then no MFU is reported)."""
-    return next((peak for part, peak in PEAK_TFLOPS if part in device_name), None)
+    return next((peak for part, peak in PEAK_TFLOPS if re.search(rf"\b{part}\b", device_name)), None)
 
 
 def memory_gib(device: torch.device) -> float:

@@ -153,7 +153,7 @@ def _load(config: ModelConfig, *, vocabulary: Vocabulary, kernel: Kernel, dtype:
     from transformers import AutoModelForCausalLM
 
     source = str(config.source)
-    if source.startswith(("/", ".", "~")) and not Path(source).expanduser().is_dir():
+    if source.startswith(("/", ".")) and not Path(source).is_dir():
         raise RunError(f"model.from: {source!r}: no such folder; check the path, or give a hub name")
     if config.trust_remote_code:
         print(f"model.trust_remote_code: code that {source} brings will run in this process", flush=True)

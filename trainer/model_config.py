@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.config import Config
 
@@ -33,6 +34,11 @@ class ModelConfig(Config):
     initializer_range: float = Field(default=0.02, gt=0)
     pad_vocab_to_multiple: int = Field(default=128, ge=1)
     attention: Attention = "auto"
+
+    @field_validator("source")
+    @classmethod
+    def _home_is_a_folder(cls, source: str | None) -> str | None:
+        return str(Path(source).expanduser()) if source is not None and source.startswith("~") else source
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> ModelConfig:

@@ -12,5 +12,6 @@ def add_scripts_to_path() -> None:
     torch looks for ninja at each start of ranks on a CPU, also where the op is compiled already.
     """
     scripts, folders = sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath).split(os.pathsep)
-    if scripts not in folders:
-        os.environ["PATH"] = os.pathsep.join([*folders, scripts])
+    if folders[0] != scripts:
+        # First, so that every start finds the same ninja: another version compiles all ops anew.
+        os.environ["PATH"] = os.pathsep.join([scripts, *folders])

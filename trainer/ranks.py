@@ -65,10 +65,10 @@ class Ranks:
         if self.is_main:
             try:
                 outcome = ("done", action())
-            except (RuntimeError, ValueError, OSError) as error:
+            except Exception as error:  # whatever it is, the other ranks wait to hear of it
                 if self.world_size == 1:
                     raise
-                outcome = ("failed", str(error))
+                outcome = ("failed", _told(error))
         kind, value = self.broadcast_object(outcome)
         if kind == "failed":
             raise RunError(value, told_by_main=not self.is_main)
@@ -83,10 +83,10 @@ class Ranks:
         failure: str | None = None
         try:
             result = action()
-        except (RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # whatever it is, the other ranks wait to hear of it
             if self.world_size == 1:
                 raise
-            failure = str(error)
+            failure = _told(error)
         failures = self.gather_objects(failure)
         told = [message for message in failures[: self.rank] if message]
         if failure is not None:
@@ -102,6 +102,11 @@ class Ranks:
         items = [item]
         dist.broadcast_object_list(items, src=0, device=torch.device("cpu"))
         return items[0]
+
+
+def _told(error: Exception) -> str:
+    """An error as one message; of one that nobody wrote for a person, its kind too."""
+    return str(error) if isinstance(error, (RuntimeError, ValueError, OSError)) else f"{type(error).__name__}: {error}"
 
 
 def start_ranks(*, use_gpu: bool, environ: Mapping[str, str] = os.environ) -> Ranks:

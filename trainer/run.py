@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import Any
 import torch
 
 from data_pipeline.config import load
+from data_pipeline.stage import StageError
 from trainer import checkpoint
 from trainer.config import TrainConfig
-from trainer.errors import TrainingStopped
+from trainer.errors import RunError, TrainingStopped
 from trainer.journal import Journal
-from trainer.launch_environment import check_launch
+from trainer.launch_environment import check_launch, wants_gpu
 from trainer.loop import train
+from trainer.ops import ensure_ops_built
+from trainer.programs import add_scripts_to_path
 from trainer.quiet import quieten_libraries
 from trainer.ranks import Ranks, start_ranks, stop_ranks
-from trainer.resilience import DONE, FAILED, STOPPED, ExitRecord, StopFlag
-from trainer.run_folder import EVALUATIONS_NAME, RunFolder, read_lines
+from trainer.resilience import DONE, FAILED, REFUSED, STOPPED, ExitRecord, StopFlag
+from trainer.run_folder import EVALUATIONS_NAME, METRICS_NAME, RunFolder, read_lines
 from trainer.setup import Run, restore, set_up
 
 Watcher = Callable[[str], None]
@@ -32,9 +36,10 @@ def run_rank(path: str, overrides: Sequence[str], *, stop: StopFlag) -> int:
         ConfigError, StageError, RunError: refused, or ended by itself; no finished step is lost.
     """
     config = load(path, overrides, TrainConfig)
+    use_gpu = wants_gpu(num_devices=torch.cuda.device_count() if torch.cuda.is_available() else 0)
     check_launch(config)
-    use_gpu = torch.cuda.is_available()
     quieten_libraries(use_gpu=use_gpu)
+    add_scripts_to_path()
     ranks = start_ranks(use_gpu=use_gpu)
     code = run_in_group(config, ranks, stop=stop)
     stop_ranks()
@@ -44,22 +49,44 @@ def run_rank(path: str, overrides: Sequence[str], *, stop: StopFlag) -> int:
 def run_in_group(config: TrainConfig, ranks: Ranks, *, stop: StopFlag, on_phase: Watcher = lambda phase: None) -> int:
     """One attempt of a run on ranks that stand already; `on_phase` hears "load", "step", "evaluate" and "save"."""
     folder = RunFolder(Path(config.run.folder) / config.run.name, rank=ranks.rank)
+    begun = _Begun(on_phase)
     with ExitStack() as stack:
         ranks.on_main(lambda: stack.enter_context(folder.hold(config, ranks=ranks.world_size)))
         try:
-            record = _attempt(config, ranks, folder, stop=stop, on_phase=on_phase)
-        except TrainingStopped as error:
-            _leave(folder, ranks, ExitRecord(code=FAILED, reason=str(error), step=-1))
+            record = _attempt(config, ranks, folder, stop=stop, on_phase=begun)
+        except Exception as error:
+            _tell_failure(folder, ranks, error, was_training=begun.training)
+            if begun.training and isinstance(error, RunError):
+                raise TrainingStopped(str(error), told_by_main=error.told_by_main) from error
             raise
-        _leave(folder, ranks, record)
+        if ranks.is_main:
+            folder.write_exit(record)
+        # No rank leaves before the record stands: a launcher may end the job when the first one does.
+        ranks.barrier()
     return record.code
 
 
-def _leave(folder: RunFolder, ranks: Ranks, record: ExitRecord) -> None:
-    if ranks.is_main:
-        folder.write_exit(record)
-    # No rank leaves before the record stands: a launcher may end the job when the first one does.
-    ranks.barrier()
+class _Begun:
+    """Passes phases on, and remembers whether a step was begun: from there on an error is no refusal."""
+
+    def __init__(self, on_phase: Watcher) -> None:
+        self._on_phase = on_phase
+        self.training = False
+
+    def __call__(self, phase: str) -> None:
+        self.training = self.training or phase != "load"
+        self._on_phase(phase)
+
+
+def _tell_failure(folder: RunFolder, ranks: Ranks, error: Exception, *, was_training: bool) -> None:
+    """Rank 0 writes down why the attempt ended; no rank waits for another, which may be gone."""
+    reason = str(error) if isinstance(error, (RunError, StageError)) else f"{type(error).__name__}: {error}"
+    step = max((line["step"] for line in read_lines(folder.path / METRICS_NAME)), default=-1)
+    with contextlib.suppress(OSError):  # on a full disk the message on the console must do
+        if was_training:
+            folder.append_event(kind="failure", step=step, detail=reason, action="ended")
+        if ranks.is_main:
+            folder.write_exit(ExitRecord(code=FAILED if was_training else REFUSED, reason=reason, step=step))
 
 
 def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: StopFlag, on_phase: Watcher) -> ExitRecord:
@@ -77,6 +104,9 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
         return ExitRecord(code=DONE, reason="already done", step=at_step)
     if ranks.any(stop.requested):
         return ExitRecord(code=STOPPED, reason=_reason(ranks, stop), step=at_step)
+    if config.engine.kind == "deepspeed" and ranks.device.type == "cpu":
+        # Another launcher than `dure train` has not compiled it; one rank a machine does, the others wait here.
+        ranks.together(lambda: ensure_ops_built() if ranks.local_rank == 0 else None)
     run = set_up(config, ranks)
     run.on_phase = on_phase
     if chosen.path is not None:
@@ -85,9 +115,8 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
         if evaluation and run.progress.evaluated_step != at_step:
             run.progress.note_evaluation(loss=evaluation["loss"])
     _introduce(run, folder, chosen.path)
-    if ranks.is_main:
-        folder.rewind(step=run.progress.step)
-    journal = Journal(run, folder)
+    ranks.on_main(lambda: _begin(folder, run, chosen.path))
+    journal = ranks.together(lambda: Journal(run, folder))
     try:
         finished = train(run, journal, checkpoints=folder.checkpoints, stop_requested=lambda: stop.requested)
     finally:
@@ -98,6 +127,13 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
     reason = _reason(ranks, stop)
     _say(ranks, f"{folder.path}: stopped by {reason} after step {run.progress.step:,}; the same command goes on")
     return ExitRecord(code=STOPPED, reason=reason, step=run.progress.step)
+
+
+def _begin(folder: RunFolder, run: Run, resumed: Path | None) -> None:
+    """Write down where the attempt starts, and forget what was logged after that step."""
+    step = run.progress.step
+    folder.rewind(step=step)
+    folder.append_event(kind="started", step=step, detail=str(resumed or "a new run"), action="trains on from here")
 
 
 def _last_evaluation(folder: RunFolder, *, step: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ checkpoints/                        step folders
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -121,7 +122,7 @@ class RunFolder:
         self._append(EVENTS_NAME, {**event, "kind": kind, "detail": detail, "action": action})
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
-        disk.append_line(self.path / name, json.dumps(line, ensure_ascii=False).encode())
+        disk.append_line(self.path / name, json.dumps(_readable(line), ensure_ascii=False, allow_nan=False).encode())
 
     def rewind(self, *, step: int) -> None:
         """Forget metrics and evaluations of steps after `step`, from which the run goes on."""
@@ -139,6 +140,15 @@ class RunFolder:
     def checkpoint_files(self) -> dict[str, bytes]:
         """What lies beside the weights, so that a checkpoint can be read without its run folder."""
         return {name: (self.path / name).read_bytes() for name in (CONFIG_NAME, ENVIRONMENT_NAME)}
+
+
+def _readable(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: they are written as text ("nan", "inf"), so that every reader can read on."""
+    if isinstance(value, dict):
+        return {key: _readable(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_readable(inner) for inner in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
 def read_exit(run_folder: Path) -> ExitRecord | None:

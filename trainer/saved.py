@@ -82,6 +82,8 @@ def open_model(saved: Saved, *, shards: Path) -> OpenModel:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     described = saved.config.model if saved.config else ModelConfig.model_validate({"from": str(saved.path)})
+    # The weights know no kernel; this machine and float32 may have another one than the run had.
+    described = described.model_copy(update={"attention": "auto"})
     kernel = choose_attention(described, device=device, precision="fp32").kernel
     vocabulary = read_vocabulary(shards)
     if saved.checkpoint is None:

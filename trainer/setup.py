@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from data_pipeline.shards.format import check_tokenizer
+from data_pipeline.stream.batch import padding_batch
 from data_pipeline.stream.evaluation import EvaluationSet
 from data_pipeline.stream.rows import Rows, open_rows
 from data_pipeline.stream.stream import Stream
 from trainer import checkpoint
 from trainer.config import TrainConfig
-from trainer.engine import Engine, make_engine
+from trainer.engine import Engine, PlainEngine, make_engine
 from trainer.errors import RunError
 from trainer.model import (
+    Kernel,
     KernelChoice,
+    Vocabulary,
     check_documents_apart,
     choose_attention,
     count_parameters,
@@ -42,12 +47,12 @@ class Progress:
     saved_step: int = -1
     evaluated_step: int = -1
     best_step: int = -1
-    best_loss: float = float("inf")
+    best_loss: float | None = None
 
     def note_evaluation(self, *, loss: float) -> bool:
         """Remember that `step` was evaluated; whether it is the best so far."""
         self.evaluated_step = self.step
-        if loss >= self.best_loss:
+        if not math.isfinite(loss) or (self.best_loss is not None and loss >= self.best_loss):
             return False
         self.best_step, self.best_loss = self.step, loss
         return True
@@ -133,28 +138,19 @@ def set_up(config: TrainConfig, ranks: Ranks) -> Run:
         lambda: choose_attention(config.model, device=ranks.device, precision=config.train.precision)
     )
     check_source_tokenizer(config, ranks)
-    # DeepSpeed computes in bf16 weights and keeps its own float32 ones; the plain engine autocasts float32 weights.
-    holds_bf16 = config.train.precision == "bf16" and config.engine.kind == "deepspeed"
-    model = ranks.together(
-        lambda: make_model(
-            config.model,
-            vocabulary=vocabulary,
-            kernel=kernel.kernel,
-            dtype=torch.bfloat16 if holds_bf16 else torch.float32,
-            seed=config.seed,
-        )
-    )
-    if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-    model.train()
+    model = make_trainable_model(config, ranks, vocabulary=vocabulary, kernel=kernel.kernel)
     num_parameters, flops = count_parameters(model), flops_per_token(model, seq_len=config.data.seq_len)
     engine = make_engine(config, model=model, ranks=ranks)
     check_documents_apart(engine.module, kernel=kernel.kernel, device=ranks.device, vocab_size=vocabulary.size)
+    objective = CausalLM(kernel=kernel.kernel, device=ranks.device)
+    if isinstance(engine, PlainEngine) and ranks.world_size > 1:
+        empty = padding_batch(seq_len=config.data.seq_len, pad_id=vocabulary.pad_id)
+        engine.settle(objective(engine.module, empty))
     return Run(
         config=config,
         ranks=ranks,
         engine=engine,
-        objective=CausalLM(kernel=kernel.kernel, device=ranks.device),
+        objective=objective,
         policy=StepPolicy(config.policy),
         stream=stream,
         heldout=heldout,
@@ -163,6 +159,35 @@ def set_up(config: TrainConfig, ranks: Ranks) -> Run:
         num_parameters=num_parameters,
         flops_per_token=flops,
     )
+
+
+def make_trainable_model(config: TrainConfig, ranks: Ranks, *, vocabulary: Vocabulary, kernel: Kernel) -> nn.Module:
+    """The model of the run in train mode, not yet wrapped by an engine; what it can't do is refused on all ranks."""
+    # DeepSpeed computes in bf16 weights and keeps its own float32 ones; the plain engine autocasts float32 weights.
+    holds_bf16 = config.train.precision == "bf16" and config.engine.kind == "deepspeed"
+    model = ranks.together(
+        lambda: make_model(
+            config.model,
+            vocabulary=vocabulary,
+            kernel=kernel,
+            dtype=torch.bfloat16 if holds_bf16 else torch.float32,
+            seed=config.seed,
+        )
+    )
+    check_positions(model, config)
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    return model.train()
+
+
+def check_positions(model: nn.Module, config: TrainConfig) -> None:
+    """A loaded model must have a position for each input of a row."""
+    have = getattr(model.config, "max_position_embeddings", None)
+    if have is not None and config.data.seq_len > have:
+        raise RunError(
+            f"data.seq_len: {config.data.seq_len}, but {config.model.source} was made for {have} positions; make rows "
+            "shorter"
+        )
 
 
 def check_source_tokenizer(config: TrainConfig, ranks: Ranks) -> None:

@@ -218,7 +218,7 @@ class ShardsBuild:
             raise StageError(
                 f"{self.output}: the {train['num_documents']:,} documents of train encode to no token beside EOS "
                 f"({splits['heldout']['num_documents']:,} documents are held out); lower heldout_fraction, "
-                "or look at the tokenizer with `dure tokenizer audit`"
+                "or look at the tokenizer's card (README.md in its folder)"
             )
         num_unk = sum(counts["num_unk"] for counts in splits.values())
         num_ids = sum(counts["num_tokens"] - counts["num_documents"] for counts in splits.values())

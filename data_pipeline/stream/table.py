@@ -83,8 +83,8 @@ def open_table(shards: ShardSet, *, packing: Packing, seq_len: int, build: bool)
     if not _is_built(folder, identity):
         if not build:
             raise StageError(
-                f"{folder}: no row table of these shards; run `dure shards build` with this packing and seq_len, "
-                "or let rank 0 build it before the others open it"
+                f"{folder}: no row table of these shards for this packing and seq_len; start the run again, whose "
+                "rank 0 builds it, on a folder that all ranks share"
             )
         with _lock(folder):
             if not _is_built(folder, identity):

@@ -81,7 +81,7 @@ def _lookup(rng: random.Random, split: Split) -> Instruction:
     question = rng.choice(fact.frame.questions)
     asks = f"{_said(fact, question.ask, rng.choice((asked, _POLITE)))}?"
     about = frozenset[Combination]().union(*(known.combinations for known in facts))
-    if rng.random() < 0.8:
+    if rng.random() < 0.6:
         wish = rng.choice(("다음 글을 읽고 물음에 짧게 답하세요.", "글에서 답을 찾아 짧게 쓰세요."))
         return _instruction("lookup", f"{wish} {asks}", passage, str(fact.answer(question)), about)
     wish = "다음 글을 읽고 물음에 문장으로 답하세요."

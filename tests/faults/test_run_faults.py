@@ -71,11 +71,17 @@ def test_a_run_killed_at_any_operation_of_any_rank_goes_on_with_the_same_losses(
         if step not in tried:  # equal bytes train alike: one continuation of each outcome tells for all
             tried.add(step)
             check_on_ranks(case.subject, chosen.path, step=step, scratch=case.scratch)
+            assert started_at(run)[-1] == step
             assert losses_after(run, step) == {
                 number: loss for number, loss in case.losses.items() if step < number <= step + 4
             }
         shutil.rmtree(run.parent)
     assert tried == {OLD, NEW}
+
+
+def started_at(run: Path) -> list[int]:
+    """The step that each attempt of the run went on from."""
+    return [event["step"] for event in lines_of(run / "events.jsonl") if event["kind"] == "started"]
 
 
 def weights_and_state(folder: Path) -> dict[str, str]:
@@ -100,6 +106,7 @@ def test_a_flipped_byte_in_any_file_sends_the_run_back_to_the_last_complete_step
         case_losses = {step: loss for step, loss in case.losses.items() if step <= NEW}
         count_moments(case.subject, run / "checkpoints", step=NEW, scratch=case.scratch)
 
+        assert started_at(run)[-1] == OLD
         assert losses_of(run) == case_losses
         told = [event for event in lines_of(run / "events.jsonl") if event["kind"] == "damaged_checkpoint"]
         assert len(told) == 1 and path.name in told[0]["detail"]

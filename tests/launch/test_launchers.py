@@ -76,6 +76,27 @@ def test_every_launcher_starts_the_same_program_on_two_ranks(shards: Path, tmp_p
     assert losses_of(ours / "run") == losses_of(accelerate / "run") == losses_of(torchrun / "run")
 
 
+def test_accelerate_launch_carries_zero_on_a_cpu_too(shards: Path, tmp_path: Path) -> None:
+    # ACCELERATE_USE_CPU would turn DeepSpeed off in accelerate; the README's line sets it.
+    variables, words = readme_line()
+    words[-2] = str(config_at(tmp_path, shards, engine={"kind": "deepspeed", "zero_stage": 2}))
+
+    result = run(words, **variables)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 x CPU, engine deepspeed ZeRO-2" in result.stdout
+
+
+def test_gpus_that_are_not_there_are_refused_before_a_rank_starts(shards: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launch.cli", "train", str(config_at(tmp_path, shards)), "--gpus", "8"]
+
+    result = run(command)
+
+    assert result.returncode == 2
+    assert "--gpus: 8 asked for, but torch finds 0 CUDA devices here" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_one_process_where_two_are_expected_is_refused_before_anything_is_made(shards: Path, tmp_path: Path) -> None:
     # What `accelerate launch --cpu --num_processes 2` does: one process, exit code 0, not a word.
     config = config_at(tmp_path, shards, run={"expected_ranks": 2})

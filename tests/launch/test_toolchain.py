@@ -52,7 +52,7 @@ def test_tools_of_the_environment_are_found_and_passed_on_to_children(programs: 
     toolchain.prepare_tools()
     toolchain.prepare_tools()
 
-    assert os.environ["PATH"].split(os.pathsep) == [str(programs), str(tmp_path / "scripts")]
+    assert os.environ["PATH"].split(os.pathsep) == [str(tmp_path / "scripts"), str(programs)]
 
 
 def test_root_installs_what_is_missing(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

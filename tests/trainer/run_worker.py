@@ -18,10 +18,12 @@ from typing import Any
 import torch
 
 from data_pipeline.config import load
+from trainer import checkpoint
 from trainer.config import TrainConfig
 from trainer.ranks import Ranks, start_ranks, stop_ranks
 from trainer.resilience import StopFlag
 from trainer.run import run_in_group
+from trainer.run_folder import read_lines
 
 
 class SignalAt:
@@ -47,7 +49,8 @@ class SignalAt:
             self._timer.join()
 
 
-def attempt(step: dict[str, Any], ranks: Ranks) -> int:
+def attempt(step: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Carry one out; what it left: its exit code, its last finished, recorded and saved step, and where it began."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -57,14 +60,26 @@ def attempt(step: dict[str, Any], ranks: Ranks) -> int:
     sender = SignalAt(step.get("signal"), ranks.rank)
     code = run_in_group(config, ranks, stop=stop, on_phase=sender)
     sender.join()
-    return code
+    return {"code": code} | (traces(Path(config.run.folder) / config.run.name) if ranks.is_main else {})
+
+
+def traces(run: Path) -> dict[str, Any]:
+    complete = checkpoint.find_complete(run / "checkpoints")
+    logged = [line["step"] for line in read_lines(run / "metrics.jsonl")]
+    began = [event["step"] for event in read_lines(run / "events.jsonl") if event["kind"] == "started"]
+    return {
+        "recorded": json.loads((run / "exit.json").read_text())["step"],
+        "saved": checkpoint.step_of(complete[0]) if complete else 0,
+        "logged": logged[-1] if logged else 0,
+        "began": began,
+    }
 
 
 def main(path: str) -> None:
     ranks = start_ranks(use_gpu=False)
-    codes = [attempt(step, ranks) for step in json.loads(Path(path).read_text())]
+    outcomes = [attempt(step, ranks) for step in json.loads(Path(path).read_text())]
     if ranks.is_main:
-        Path(path).with_suffix(".codes.json").write_text(json.dumps(codes))
+        Path(path).with_suffix(".outcomes.json").write_text(json.dumps(outcomes))
     ranks.barrier()
     stop_ranks()
 

@@ -9,7 +9,7 @@ import pytest
 from data_pipeline.config import validate
 from trainer.config import TrainConfig
 from trainer.errors import RunError
-from trainer.launch_environment import check_launch
+from trainer.launch_environment import check_launch, wants_gpu
 
 
 def config_of(**sections: Any) -> TrainConfig:
@@ -41,6 +41,10 @@ def test_more_ranks_than_rows_of_a_step_are_refused() -> None:
             "train.precision: the config says 'bf16', the launcher --mixed_precis",
         ),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "the launcher says --gradient_accumulation_steps 4"),
+        ({"ACCELERATE_GRADIENT_CLIPPING": "0.3"}, "the config says 1.0, the launcher --gradient_clipping 0.3"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "the launcher --offload_optimizer_device cpu"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "the launcher says --offload_param_device cpu"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "the launcher says --use_parallelism_config"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "the launcher says --dynamo_backend inductor"),
         ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "the launcher brings --deepspeed_config_file ds.json"),
     ],
@@ -75,3 +79,29 @@ def test_flags_that_agree_are_accepted_and_left_to_the_config() -> None:
     check_launch(config_of(engine={"kind": "deepspeed"}, run={"expected_ranks": 2}), environ)
 
     assert environ == {"WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "num_devices", "expected"),
+    [
+        ({}, 0, False),
+        ({}, 2, True),
+        ({"DURE_DEVICE": "cpu"}, 2, False),
+        ({"ACCELERATE_USE_CPU": "true"}, 2, False),
+        ({"DURE_DEVICE": "gpu", "LOCAL_RANK": "1"}, 2, True),
+    ],
+)
+def test_the_launcher_and_the_machine_decide_the_device(
+    environ: dict[str, str], num_devices: int, expected: bool
+) -> None:
+    assert wants_gpu(environ, num_devices=num_devices) is expected
+
+
+def test_a_rank_for_a_gpu_that_is_not_found_never_trains_on_the_cpu() -> None:
+    with pytest.raises(RunError, match="started this rank for a GPU, but torch finds none here"):
+        wants_gpu({"DURE_DEVICE": "gpu"}, num_devices=0)
+
+
+def test_more_local_ranks_than_devices_are_refused_with_both_values() -> None:
+    with pytest.raises(RunError, match="LOCAL_RANK is 4, but torch finds 4 CUDA devices"):
+        wants_gpu({"LOCAL_RANK": "4"}, num_devices=4)

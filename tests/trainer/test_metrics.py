@@ -26,6 +26,11 @@ def test_the_peak_is_the_dense_bf16_figure_of_the_data_sheet(name: str, peak: fl
     assert peak_tflops(name) == peak
 
 
+@pytest.mark.parametrize("name", ["NVIDIA RTX A4000", "NVIDIA RTX A3000 Laptop GPU", "NVIDIA L400", "NVIDIA A1000"])
+def test_a_card_whose_name_only_begins_like_another_has_no_peak(name: str) -> None:
+    assert peak_tflops(name) is None
+
+
 def test_an_unknown_card_has_no_peak_and_no_mfu() -> None:
     clock = iter([0.0, 1.0, 1.0]).__next__
     throughput = Throughput(flops_per_token=1.0, peak_tflops=peak_tflops("NVIDIA GT 710"), num_devices=1, clock=clock)

@@ -34,16 +34,16 @@ def name_of(ranks: int, engine: str, precision: str) -> str:
     return f"{ranks}-{engine}-{precision}"
 
 
-def work(folder: Path, plan: list[dict[str, Any]], *, ranks: int) -> list[int]:
-    """Carry out a plan's attempts on `ranks` ranks; their exit codes."""
+def work(folder: Path, plan: list[dict[str, Any]], *, ranks: int) -> list[dict[str, Any]]:
+    """Carry out a plan's attempts on `ranks` ranks; what each left behind."""
     path = folder / f"plan-{ranks}-{len(list(folder.glob('plan-*')))}.json"
     path.write_text(json.dumps(plan))
     worker = [str(REPO / "tests/trainer/run_worker.py"), str(path)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *worker]
     done = subprocess.run(launcher, cwd=REPO, env=environment(), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    codes: list[int] = json.loads(path.with_suffix(".codes.json").read_text())
-    return codes
+    outcomes: list[dict[str, Any]] = json.loads(path.with_suffix(".outcomes.json").read_text())
+    return outcomes
 
 
 def signal_at(phase: str, count: int, *, rank: int = 0, name: str = "SIGTERM", delay: float = 0.0) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 stops = [signal_at("step", 5, rank=ranks - 1), signal_at("step", 4, name="SIGUSR1")]
                 plan += [{"config": path, "signal": stop} for stop in (stops if kind == "parts" else [])]
                 plan.append({"config": path})
-        codes = work(folder, plan, ranks=ranks)
-        assert codes == [STOPPED if "signal" in step else DONE for step in plan]
+        outcomes = work(folder, plan, ranks=ranks)
+        assert [outcome["code"] for outcome in outcomes] == [STOPPED if "signal" in step else DONE for step in plan]
     return folder / "runs"
 
 
@@ -76,13 +76,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_law_7_two_stops_and_resumes_are_invisible_to_the_bit(runs: Path, case: tuple[int, str, str]) -> None:
     whole, parts = runs / f"whole-{name_of(*case)}", runs / f"parts-{name_of(*case)}"
 
-    assert len(lines_of(parts / "attempts.jsonl")) == 3
+    assert began(whole) == [0]
+    assert began(parts) == [0, 5, 9]
     assert losses_of(parts) == losses_of(whole)
     assert list(losses_of(parts)) == list(range(1, 13))
     assert evaluations_of(parts) == evaluations_of(whole)
     state, other_state = (checkpoint.read_state(run / "checkpoints/step-00000012") for run in (parts, whole))
     assert state["stream"] == other_state["stream"]
     assert state["progress"] == other_state["progress"]
+
+
+def began(run: Path) -> list[int]:
+    """The step that each attempt went on from."""
+    return [event["step"] for event in lines_of(run / "events.jsonl") if event["kind"] == "started"]
 
 
 def evaluations_of(run: Path) -> list[tuple[int, float]]:
@@ -118,10 +124,10 @@ def signalled(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             sent = signal_at(phase, count, rank=chance.randint(0, 1), name=name_of_signal, delay=delay)
             tries.setdefault(phase, []).append({"run": folder / "runs" / name, "plan": len(plan)})
             plan += [{"config": path, "signal": sent}, {"config": path}]
-    codes = work(folder, plan, ranks=2)
+    outcomes = work(folder, plan, ranks=2)
     for entries in tries.values():
         for entry in entries:
-            entry["codes"] = codes[entry["plan"] : entry["plan"] + 2]
+            entry["first"], entry["second"] = outcomes[entry["plan"] : entry["plan"] + 2]
     return tries
 
 
@@ -132,13 +138,17 @@ def test_law_12_a_signal_in_any_phase_loses_no_finished_step(
     undisturbed = losses_of(runs / f"whole-{name_of(2, 'zero-2', 'fp32')}")
 
     for entry in signalled[phase]:
-        first, second = entry["codes"]
+        first, second = entry["first"], entry["second"]
         # A signal in the last step, evaluation or save of a run may come too late to stop anything.
-        assert first in (STOPPED, DONE) and second == DONE
+        assert first["code"] in (STOPPED, DONE) and second["code"] == DONE
+        assert first["recorded"] == first["saved"] == first["logged"]
+        # The next attempt went on from what the first one saved; one that found all done did not begin at all.
+        later = [step for step in second["began"] if step]
+        assert later == ([first["saved"]] if first["saved"] else []) or (first["saved"] == 12 and later == [])
         assert losses_of(entry["run"]) == undisturbed
         assert not list((entry["run"] / "checkpoints").glob("damaged-*"))
 
 
 def test_law_12_most_signals_stopped_a_run_in_its_middle(signalled: dict[str, list[dict[str, Any]]]) -> None:
     for phase in PHASES:
-        assert sum(entry["codes"][0] == STOPPED for entry in signalled[phase]) >= TRIES // 2
+        assert sum(entry["first"]["code"] == STOPPED for entry in signalled[phase]) >= TRIES // 2

@@ -52,9 +52,14 @@ def tiny_config(engine: dict[str, Any], *, steps: int, rows: int, micro_batch_se
             "micro_batch_sequences": micro_batch_sequences,
             "max_grad_norm": 0.5,
             "precision": engine.get("precision", "fp32"),
+            "gradient_checkpointing": engine.get("gradient_checkpointing", False),
             "schedule": {"warmup_steps": 2, "peak_lr": 3e-3, "kind": "cosine"},
         },
-        "engine": {"kind": engine["kind"], "zero_stage": engine.get("zero_stage", 2)},
+        "engine": {
+            "kind": engine["kind"],
+            "zero_stage": engine.get("zero_stage", 2),
+            "offload_optimizer": engine.get("offload", False),
+        },
     }
     return validate(tree, TrainConfig, where="test")
 
@@ -96,6 +101,8 @@ def run(engine_spec: dict[str, Any], spec: dict[str, Any], ranks: Ranks) -> dict
         micro_batch_sequences=spec["micro_batch_sequences"],
     )
     model = make_model(config.model, vocabulary=VOCABULARY, kernel="sdpa", dtype=torch.float32, seed=3)
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     engine = make_engine(config, model=model.train(), ranks=ranks)
     updater_class = MeanWeightedUpdater if spec.get("weighting") == "rank_means" else Updater
     updater = updater_class(

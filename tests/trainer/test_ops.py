@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from launch import ops
+from trainer import ops
 from trainer.errors import RunError
 
 ENSURE = """
 import signal
 from launch.local import hold_signals
-from launch.ops import ensure_ops_built
+from trainer.ops import ensure_ops_built
 hold_signals()
 ensure_ops_built()
 print("pending", [number.name for number in signal.sigpending() - {signal.SIGCHLD}])

@@ -76,7 +76,9 @@ def check_tools() -> None:
 
 def _versions() -> dict[str, str]:
     names = ("torch", "deepspeed")
-    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in names}}
+    ninja = subprocess.run(["ninja", "--version"], capture_output=True, text=True)
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": sys.version.split()[0], "ninja": ninja.stdout.strip(), **found}
 
 
 def _is_built(root: Path) -> bool:
