@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
+
+# No property is about time: a busy machine, or a kernel's first compilation, must not fail one.
+hypothesis.settings.register_profile("dure", deadline=None)
+hypothesis.settings.load_profile("dure")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")

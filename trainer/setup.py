@@ -16,6 +16,7 @@ from data_pipeline.stream.batch import padding_batch
 from data_pipeline.stream.evaluation import EvaluationSet
 from data_pipeline.stream.rows import Rows, open_rows
 from data_pipeline.stream.stream import Stream
+from data_pipeline.tokenizer.fingerprint import tokenizer_fingerprint
 from trainer import checkpoint
 from trainer.config import TrainConfig
 from trainer.engine import Engine, PlainEngine, make_engine
@@ -191,17 +192,34 @@ def check_positions(model: nn.Module, config: TrainConfig) -> None:
 
 
 def check_source_tokenizer(config: TrainConfig, ranks: Ranks) -> None:
-    """A model folder that carries a tokenizer must carry the one that made the shards: one fingerprint throughout."""
-    folder = Path(config.model.source) if config.model.source else None
-    if folder is None or not (folder / "tokenizer.json").is_file():
+    """A model that is continued must have the tokenizer that made the shards: one fingerprint throughout.
+
+    Where the model brings no tokenizer.json, that can't be checked, and is said.
+    """
+    source = config.model.source
+    if source is not None:
+        ranks.on_main(lambda: _compare_tokenizers(source, config))
+
+
+def _compare_tokenizers(source: str, config: TrainConfig) -> None:
+    from transformers.utils import cached_file
+
+    file = cached_file(
+        source,
+        "tokenizer.json",
+        revision=config.model.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    if file is None:
+        print(
+            f"model.from: {source} brings no tokenizer.json, so that nothing shows whether the shards of "
+            f"{config.data.shards} were made with its tokenizer",
+            flush=True,
+        )
         return
-
-    def compare() -> None:
-        from data_pipeline.tokenizer.fingerprint import tokenizer_fingerprint
-
-        check_tokenizer(Path(config.data.shards), tokenizer_fingerprint(folder))
-
-    ranks.on_main(compare)
+    check_tokenizer(Path(config.data.shards), tokenizer_fingerprint(Path(file)))
 
 
 def restore(run: Run, folder: Path) -> None:

@@ -27,6 +27,17 @@ def test_shards_of_another_tokenizer_than_the_models_are_refused_with_both_finge
         check_source_tokenizer(config, ALONE)
 
 
+def test_a_model_without_a_tokenizer_is_said_to_be_unchecked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    config = tiny_config(tmp_path, make_shards(tmp_path / "shards"), model={"from": str(tmp_path / "model")})
+
+    check_source_tokenizer(config, ALONE)
+
+    assert "brings no tokenizer.json, so that nothing shows whether the shards" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("saved", "ours", "message"),
     [
