@@ -113,7 +113,7 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
         restore(run, chosen.path)
         # A save before the evaluation of its step does not know of it.
         if evaluation and run.progress.evaluated_step != at_step:
-            run.progress.note_evaluation(loss=evaluation["loss"])
+            run.progress.note_evaluation(loss=float(evaluation["loss"]))
     _introduce(run, folder, chosen.path)
     ranks.on_main(lambda: _begin(folder, run, chosen.path))
     journal = ranks.together(lambda: Journal(run, folder))
