@@ -95,6 +95,24 @@ def evaluations_of(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines_of(run / "evaluations.jsonl")]
 
 
+def test_law_7_holds_on_three_ranks_whose_sums_have_an_order(tmp_path: Path) -> None:
+    # Two summands commute; three do not. A model of several DDP buckets, which DDP lays out anew after its first
+    # backward pass: a start would sum its first step in another order than an unbroken run.
+    shards = make_shards(tmp_path / "shards")
+    model = {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "dropout": 0.0}
+    plan: list[dict[str, Any]] = []
+    for kind in ("whole", "parts"):
+        config = tiny_config(tmp_path / "runs", shards, run={"name": kind}, model=model)
+        path = str(write_config(tmp_path / f"{kind}.yaml", config))
+        plan += [{"config": path, "signal": signal_at("step", 5)}] if kind == "parts" else []
+        plan.append({"config": path})
+
+    work(tmp_path, plan, ranks=3)
+
+    assert began(tmp_path / "runs/parts") == [0, 5]
+    assert losses_of(tmp_path / "runs/parts") == losses_of(tmp_path / "runs/whole")
+
+
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_engines_of_two_ranks_train_alike_in_fp32_on_ragged_steps(runs: Path, engine: str) -> None:
     # Five micro-batches of a step on two ranks: the last micro-step is ragged. Dropout draws by rank, so one rank

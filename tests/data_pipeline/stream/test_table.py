@@ -80,7 +80,10 @@ def test_law_9_a_table_killed_at_any_disk_operation_is_built_again_to_the_same_b
 def test_a_missing_table_is_refused_when_it_may_not_be_built(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "s", [DOCUMENTS])
 
-    with pytest.raises(StageError, match=r"train-best_fit-8: no row table of these shards; run `dure shards build`"):
+    with pytest.raises(
+        StageError,
+        match=r"train-best_fit-8: no row table of these shards for this packing and seq_len; start the run again",
+    ):
         rows_of(shards, build=False)
 
     assert not (shards / "rows").exists()
