@@ -149,6 +149,19 @@ class DeepSpeedEngine:
         assert path is not None, "the checkpoint was verified before"
 
 
+@contextmanager
+def loading_in_slices(config: TrainConfig) -> Iterator[None]:
+    """Under ZeRO-3 `from_pretrained` in this block keeps only each rank's slices; no rank ever holds all weights."""
+    if config.model.source is None or config.engine.kind != "deepspeed" or config.engine.zero_stage != 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    told = HfDeepSpeedConfig(deepspeed_config(config))  # transformers keeps a weak reference to it
+    yield
+    del told
+
+
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     """DeepSpeed's own config of a run; every key that a launcher could bring is set here."""
     bucket = config.engine.bucket_mb * 1024 * 1024 // 2

@@ -19,6 +19,7 @@ from data_pipeline.stream.stream import Stream
 from data_pipeline.tokenizer.fingerprint import tokenizer_fingerprint
 from trainer import checkpoint
 from trainer.config import TrainConfig
+from trainer.deepspeed_engine import loading_in_slices
 from trainer.engine import Engine, PlainEngine, make_engine
 from trainer.errors import RunError
 from trainer.model import (
@@ -166,15 +167,13 @@ def make_trainable_model(config: TrainConfig, ranks: Ranks, *, vocabulary: Vocab
     """The model of the run in train mode, not yet wrapped by an engine; what it can't do is refused on all ranks."""
     # DeepSpeed computes in bf16 weights and keeps its own float32 ones; the plain engine autocasts float32 weights.
     holds_bf16 = config.train.precision == "bf16" and config.engine.kind == "deepspeed"
-    model = ranks.together(
-        lambda: make_model(
-            config.model,
-            vocabulary=vocabulary,
-            kernel=kernel,
-            dtype=torch.bfloat16 if holds_bf16 else torch.float32,
-            seed=config.seed,
-        )
-    )
+    dtype = torch.bfloat16 if holds_bf16 else torch.float32
+
+    def make() -> nn.Module:
+        return make_model(config.model, vocabulary=vocabulary, kernel=kernel, dtype=dtype, seed=config.seed)
+
+    with loading_in_slices(config):
+        model = ranks.together(make)
     check_positions(model, config)
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]

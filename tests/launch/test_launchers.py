@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.trainer.tiny_run import (
     REPO,
+    VOCAB_SIZE,
     environment,
     lines_of,
     losses_of,
@@ -23,6 +25,8 @@ from tests.trainer.tiny_run import (
     tiny_config,
     write_config,
 )
+from trainer.model import Vocabulary, make_model
+from trainer.model_config import ModelConfig
 
 pytestmark = pytest.mark.stages
 
@@ -95,6 +99,28 @@ def test_gpus_that_are_not_there_are_refused_before_a_rank_starts(shards: Path, 
     assert result.returncode == 2
     assert "--gpus: 8 asked for, but torch finds 0 CUDA devices here" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_a_model_that_is_continued_trains_alike_under_every_engine(
+    shards: Path, tmp_path: Path, architecture: str
+) -> None:
+    sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_positions": 64, "pad_vocab_to_multiple": 1}
+    described = ModelConfig(architecture=architecture, **sizes)  # type: ignore[arg-type]
+    vocabulary = Vocabulary(size=VOCAB_SIZE, eos_id=0, pad_id=1)
+    model = make_model(described, vocabulary=vocabulary, kernel="sdpa", dtype=torch.float32, seed=9)
+    model.save_pretrained(tmp_path / "model")
+    losses = {}
+    for name, engine in (("none", {"kind": "none"}), ("zero-3", {"kind": "deepspeed", "zero_stage": 3})):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = config_at(folder, shards, engine=engine, model={"from": str(tmp_path / "model")})
+        result = start(config, ranks=2)
+        assert result.returncode == 0, result.stderr
+        assert "brings no tokenizer.json" in result.stdout
+        losses[name] = losses_of(folder / "run")
+
+    assert losses["zero-3"] == pytest.approx(losses["none"], rel=1e-5)
 
 
 def test_one_process_where_two_are_expected_is_refused_before_anything_is_made(shards: Path, tmp_path: Path) -> None:
