@@ -20,6 +20,7 @@ from data_pipeline import disk
 from data_pipeline.disk import FileRecord
 from trainer.config import TrainConfig
 from trainer.engine import DEEPSPEED_TAG
+from trainer.programs import add_scripts_to_path
 from trainer.ranks import Ranks
 from trainer.schedule import make_optimizer, set_learning_rate
 
@@ -107,6 +108,7 @@ class DeepSpeedEngine:
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
+        add_scripts_to_path()
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config), zero3_init_flag=False)
         # Without a named backend accelerate sees one process on a CPU, and cpu=True would turn DeepSpeed off.
         backend = "nccl" if ranks.device.type == "cuda" else "gloo"

@@ -149,12 +149,17 @@ def describe(config: ModelConfig, *, vocabulary: Vocabulary) -> Any:
     return LlamaConfig(**shared, num_key_value_heads=config.key_value_heads, rope_parameters=rope)
 
 
+def check_source(source: str) -> None:
+    """Refuse what is a path by its looks, but no folder here; a hub name can only be tried."""
+    if source.startswith(("/", ".")) and not Path(source).is_dir():
+        raise RunError(f"model.from: {source!r}: no such folder; check the path, or give a hub name")
+
+
 def _load(config: ModelConfig, *, vocabulary: Vocabulary, kernel: Kernel, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     source = str(config.source)
-    if source.startswith(("/", ".")) and not Path(source).is_dir():
-        raise RunError(f"model.from: {source!r}: no such folder; check the path, or give a hub name")
+    check_source(source)
     if config.trust_remote_code:
         print(f"model.trust_remote_code: code that {source} brings will run in this process", flush=True)
     try:

@@ -39,7 +39,6 @@ def run_rank(path: str, overrides: Sequence[str], *, stop: StopFlag) -> int:
     use_gpu = wants_gpu(num_devices=torch.cuda.device_count() if torch.cuda.is_available() else 0)
     check_launch(config)
     quieten_libraries(use_gpu=use_gpu)
-    add_scripts_to_path()
     ranks = start_ranks(use_gpu=use_gpu)
     code = run_in_group(config, ranks, stop=stop)
     stop_ranks()
@@ -106,6 +105,7 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
         return ExitRecord(code=STOPPED, reason=_reason(ranks, stop), step=at_step)
     if config.engine.kind == "deepspeed" and ranks.device.type == "cpu":
         # Another launcher than `dure train` has not compiled it; one rank a machine does, the others wait here.
+        add_scripts_to_path()
         ranks.together(lambda: ensure_ops_built() if ranks.local_rank == 0 else None)
     run = set_up(config, ranks)
     run.on_phase = on_phase

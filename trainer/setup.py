@@ -27,6 +27,7 @@ from trainer.model import (
     KernelChoice,
     Vocabulary,
     check_documents_apart,
+    check_source,
     choose_attention,
     count_parameters,
     flops_per_token,
@@ -203,6 +204,7 @@ def check_source_tokenizer(config: TrainConfig, ranks: Ranks) -> None:
 def _compare_tokenizers(source: str, config: TrainConfig) -> None:
     from transformers.utils import cached_file
 
+    check_source(source)
     file = cached_file(
         source,
         "tokenizer.json",
