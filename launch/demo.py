@@ -20,6 +20,8 @@ from data_pipeline.stage import Manifest, Stage, StageError, read_manifest
 CONFIG = Path("configs/demo.yaml")
 RUN_NAME = "pretrain"
 RESULT_NAME = "demo.json"
+# The made-up world has few words: a larger vocabulary is not to be had from it, and fuses words with particles.
+MADE_VOCABULARY = 2048
 VOCABULARY = 4096
 CPU_RANKS = 2
 DEFAULT_SEED = 1
@@ -60,7 +62,8 @@ def demo(arguments: argparse.Namespace) -> int:
     if is_made:
         _part("generate: AIHub-653 zips of made-up Korean", lambda: _generate(places, seed=arguments.seed))
     _part(f"corpus: {source} -> documents", lambda: _build_corpus(source, places))
-    _part(f"tokenizer: byte-level BPE, {VOCABULARY:,} tokens", lambda: _train_tokenizer(places))
+    vocabulary = MADE_VOCABULARY if is_made else VOCABULARY
+    _part(f"tokenizer: byte-level BPE, {vocabulary:,} tokens", lambda: _train_tokenizer(places, vocabulary))
     _part("shards: documents -> token ids in Arrow files", lambda: _build_shards(places, is_made=is_made))
     code: int = _part(f"pretrain: {CONFIG}", lambda: _pretrain(places, ranks=None))
     if code:
@@ -125,10 +128,10 @@ def _build_corpus(source: Path, places: Places) -> None:
     )
 
 
-def _train_tokenizer(places: Places) -> None:
+def _train_tokenizer(places: Places, vocab_size: int) -> None:
     from data_pipeline.tokenizer.train import TokenizerConfig, TokenizerTrain
 
-    config = TokenizerConfig(corpus=places.corpus, output=places.tokenizer, vocab_size=VOCABULARY)
+    config = TokenizerConfig(corpus=places.corpus, output=places.tokenizer, vocab_size=vocab_size)
     _run_stage(TokenizerTrain(config), kind="tokenizer", show=lambda made: f"{made['vocab_size']:,} tokens")
 
 
