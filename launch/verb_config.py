@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import sys
 from typing import Any
 
 from data_pipeline.config import Config, ConfigError, load, read_tree, to_yaml
@@ -27,7 +28,13 @@ _TELLING_KEYS = {
 def show(arguments: argparse.Namespace) -> int:
     """Print the file, its parents, the overrides and every default as one YAML tree."""
     kind = arguments.kind or kind_of(read_tree(arguments.config, arguments.overrides), where=arguments.config)
-    print(to_yaml(load(arguments.config, arguments.overrides, _class_of(kind))), end="")
+    config = load(arguments.config, arguments.overrides, _class_of(kind))
+    print(to_yaml(config), end="")
+    if kind == "train":
+        from trainer.config import TrainConfig, unread_keys
+
+        assert isinstance(config, TrainConfig)
+        print("".join(f"{arguments.config}: {line}\n" for line in unread_keys(config)), end="", file=sys.stderr)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -91,3 +92,48 @@ class TrainConfig(Config):
             evaluation = self.evaluation.model_copy(update={"micro_batch_sequences": steps.micro_batch_sequences})
             object.__setattr__(self, "evaluation", evaluation)
         return self
+
+
+# Keys that describe a new model; an existing one brings its own.
+_SIZES = (
+    "architecture",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "max_positions",
+    "rope_theta",
+    "tie_embeddings",
+    "dropout",
+    "initializer_range",
+    "pad_vocab_to_multiple",
+)
+_SPIKES = ("spike_window", "spike_warmup_steps", "spike_grad_norm_factor", "spike_loss_factor")
+
+
+def unread_keys(config: TrainConfig) -> list[str]:
+    """A line for each key that the config sets though nothing reads it, given what else it says."""
+    model, engine, schedule = config.model, config.engine, config.train.schedule
+    lines: list[str] = []
+    if model.source is not None:
+        lines += _set_keys("model", model, _SIZES, reason=f"model.from {model.source!r} brings its own")
+    else:
+        lines += _set_keys("model", model, ("revision", "trust_remote_code"), reason="there is no model.from")
+    if engine.kind == "none":
+        keys = ("zero_stage", "offload_optimizer", "bucket_mb")
+        lines += _set_keys("engine", engine, keys, reason="engine.kind is 'none', which has no ZeRO")
+    if schedule.kind != "wsd":
+        reason = f"train.schedule.kind is {schedule.kind!r}, only 'wsd' reads it"
+        lines += _set_keys("train.schedule", schedule, ("decay_steps",), reason=reason)
+    if not config.policy.refuse_spikes:
+        lines += _set_keys("policy", config.policy, _SPIKES, reason="policy.refuse_spikes is false")
+    return lines
+
+
+def _set_keys(where: str, config: Config, keys: tuple[str, ...], *, reason: str) -> Iterator[str]:
+    """A line for each of `keys` that was set to something else than its default."""
+    for key in keys:
+        value = getattr(config, key)
+        if key in config.model_fields_set and value != type(config).model_fields[key].default:
+            yield f"{where}.{key}: {value!r} is not read: {reason}"

@@ -13,7 +13,7 @@ import torch
 from data_pipeline.config import load
 from data_pipeline.stage import StageError
 from trainer import checkpoint
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, unread_keys
 from trainer.errors import RunError, TrainingStopped
 from trainer.journal import Journal
 from trainer.launch_environment import check_launch, wants_gpu
@@ -161,6 +161,7 @@ def _introduce(run: Run, folder: RunFolder, resumed: Path | None) -> None:
         f"  {steps:,} steps of {sequences:,} x {config.data.seq_len:,} = {tokens:,} tokens: {epochs:.2f} epochs of "
         f"{rows.num_rows:,} rows ({config.data.packing})",
         f"  from step {run.progress.step:,}: {resumed}" if resumed is not None else "  a new run",
+        *(f"  {line}" for line in unread_keys(config)),
     ]
     _say(run.ranks, "\n".join(lines))
 
