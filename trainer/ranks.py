@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from trainer.errors import RunError
 
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+_LOOK_EVERY_SECONDS = 0.5  # 1,024 ranks ask the store 2,048 times a second, which it answers
 
 
 class Ranks:
@@ -30,6 +33,7 @@ class Ranks:
         self.world_size = world_size
         self.local_rank = local_rank
         self.device = device
+        self._num_waits = 0
 
     @property
     def is_main(self) -> bool:
@@ -69,10 +73,33 @@ class Ranks:
                 if self.world_size == 1:
                     raise
                 outcome = ("failed", _told(error))
+        self._wait_for_main()
         kind, value = self.broadcast_object(outcome)
         if kind == "failed":
             raise RunError(value, told_by_main=not self.is_main)
         return value
+
+    def _wait_for_main(self) -> None:
+        """Return once rank 0 is here, however long that takes: a row table of 100,000 shards outlasts any collective.
+
+        Raises:
+            RunError: rank 0 is gone, and with it the store that it keeps.
+        """
+        if self.world_size == 1:
+            return
+        store, key = distributed_c10d._get_default_store(), f"dure/on_main/{self._num_waits}"
+        self._num_waits += 1
+        if self.is_main:
+            store.set(key, b"done")
+            return
+        pause = 0.001
+        try:
+            # Asked for in turns: the store's own wait logs a line at each of its time limits.
+            while not store.check([key]):
+                time.sleep(pause)
+                pause = min(2 * pause, _LOOK_EVERY_SECONDS)
+        except dist.DistError as error:
+            raise RunError(f"rank {self.rank}: rank 0 is gone: {error}; its own message says why") from None
 
     def together(self, action: Callable[[], T]) -> T:
         """What `action`, free of collectives, returns on this rank; where it fails on some, every rank raises.
