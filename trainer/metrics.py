@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Dense bf16 peak in TFLOP/s by a part of the device's name, from NVIDIA's data sheets; the first match counts, so
 # that a longer name stands before a shorter one. Sparse figures are twice these and must never be used here.
 PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
+    ("H200 NVL", 835.0),
     ("H200", 989.0),
     ("H100 NVL", 835.0),
     ("H100 PCIe", 756.0),

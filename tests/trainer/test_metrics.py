@@ -15,6 +15,7 @@ from trainer.metrics import Throughput, console_line, peak_tflops
         ("NVIDIA H100 80GB HBM3", 989.0),
         ("NVIDIA H100 PCIe", 756.0),
         ("NVIDIA H200", 989.0),
+        ("NVIDIA H200 NVL", 835.0),
         ("NVIDIA A10", 125.0),
         ("NVIDIA A10G", 70.0),
         ("NVIDIA RTX A6000", 154.8),
