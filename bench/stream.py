@@ -54,14 +54,24 @@ print(imported - start, time.perf_counter() - imported)
 
 
 def write_shards(folder: Path, num_tokens: int) -> np.ndarray:
-    """Shards of log-normal documents; returns the flat ids for the contenders without documents."""
+    """Shards of log-normal documents, a hundredth held out; returns train's flat ids for those without documents."""
     rng = np.random.default_rng(0)
+    ids, files, counts = _write_split(folder, "train", num_tokens, rng)
+    _, heldout_files, heldout_counts = _write_split(folder, "heldout", max(num_tokens // 100, 100_000), rng)
+    tokenizer = {"vocab_size": VOCAB_SIZE, "eos_id": 0, "pad_id": 1, "unk_id": None}
+    manifest = {"tokenizer_fingerprint": "0" * 64, "tokenizer": tokenizer, "dtype": token_dtype(VOCAB_SIZE).name}
+    manifest |= {"files": [*files, *heldout_files], "splits": {"train": counts, "heldout": heldout_counts}}
+    write_manifest(folder, {"kind": KIND, "format_version": FORMAT_VERSION, **manifest})
+    return ids
+
+
+def _write_split(folder: Path, split: str, num_tokens: int, rng: Any) -> tuple[np.ndarray, list[Any], dict[str, int]]:
     dtype = token_dtype(VOCAB_SIZE)
     lengths = rng.lognormal(np.log(MEAN_TOKENS) - 0.5, 1.0, num_tokens // MEAN_TOKENS).astype(np.int64) + 2
     ids = rng.integers(38, VOCAB_SIZE, int(lengths.sum()), dtype=dtype)
     ids[np.cumsum(lengths) - 1] = 0
-    (folder / "train").mkdir(parents=True)
-    writer = ShardWriter(folder, "train/part-00000", split="train", dtype=dtype, max_shard_bytes=64 << 20)
+    (folder / split).mkdir(parents=True)
+    writer = ShardWriter(folder, f"{split}/part-00000", split=split, dtype=dtype, max_shard_bytes=64 << 20)
     ends = np.cumsum(lengths)
     for first in range(0, len(lengths), 10_000):
         part = lengths[first : first + 10_000]
@@ -70,11 +80,7 @@ def write_shards(folder: Path, num_tokens: int) -> np.ndarray:
         piece = ids[start : start + int(part.sum())]
         writer.add(Documents(piece, part, names, part * 3, ["bench"] * len(part)))
     writer.close()
-    counts = {"num_documents": len(lengths), "num_tokens": len(ids), "num_bytes": 3 * len(ids)}
-    tokenizer = {"vocab_size": VOCAB_SIZE, "eos_id": 0, "pad_id": 1, "unk_id": None}
-    manifest = {"tokenizer_fingerprint": "0" * 64, "tokenizer": tokenizer, "dtype": dtype.name, "files": writer.files}
-    write_manifest(folder, {"kind": KIND, "format_version": FORMAT_VERSION, "splits": {"train": counts}, **manifest})
-    return ids
+    return ids, writer.files, {"num_documents": len(lengths), "num_tokens": len(ids), "num_bytes": 3 * len(ids)}
 
 
 def stream_contender(rows: Rows) -> Callable[[int], None]:
