@@ -104,7 +104,10 @@ class Throughput:
 
 
 class Board:
-    """TensorBoard, made from the objects of metrics.jsonl; a resumed run writes over what came after its step."""
+    """TensorBoard, made from the objects of metrics.jsonl; a resumed run writes over what came after its step.
+
+    Counts (`num_*`) are left out: they are constants or the data's, and hide the curves that a person looks for.
+    """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -113,7 +116,8 @@ class Board:
 
     def add(self, line: dict[str, Any], *, group: str) -> None:
         for name, value in line.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "step":
+            is_figure = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if is_figure and name != "step" and not name.startswith("num_"):
                 self._writer.add_scalar(f"{group}/{name}", value, line["step"])
 
     def close(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from trainer.metrics import Throughput, console_line, peak_tflops
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainer.metrics import Board, Throughput, console_line, peak_tflops
 
 
 @pytest.mark.parametrize(
@@ -69,3 +72,14 @@ def test_the_console_line_says_what_a_person_looks_for() -> None:
     assert console_line(line, max_steps=4800) == (
         "step 1,200/4,800  loss 3.2500  grad 0.500  lr 3.00e-04  20,513 tok/s  MFU 59.9%  12.0 GiB  ETA 1:02:05"
     )
+
+
+@pytest.mark.stages
+def test_the_board_shows_the_curves_and_not_the_counts(tmp_path: Path) -> None:
+    board = Board(tmp_path, first_step=0)
+    board.add({"step": 10, "loss": 2.5, "num_targets": 7, "is_best": True}, group="heldout")
+    board.close()
+
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["scalars"] == ["heldout/loss"]
+    assert [(event.step, event.value) for event in events.Scalars("heldout/loss")] == [(10, 2.5)]
