@@ -28,7 +28,7 @@ _TELLING_KEYS = {
 def show(arguments: argparse.Namespace) -> int:
     """Print the file, its parents, the overrides and every default as one YAML tree."""
     kind = arguments.kind or kind_of(read_tree(arguments.config, arguments.overrides), where=arguments.config)
-    config = load(arguments.config, arguments.overrides, _class_of(kind))
+    config = load(arguments.config, arguments.overrides, class_of(kind))
     print(to_yaml(config), end="")
     if kind == "train":
         from trainer.config import TrainConfig, unread_keys
@@ -47,7 +47,8 @@ def kind_of(tree: dict[str, Any], *, where: str) -> str:
     raise ConfigError(f"{where}: its keys ({found}) tell no kind of config; give --kind {'|'.join(_CLASSES)}")
 
 
-def _class_of(kind: str) -> type[Config]:
+def class_of(kind: str) -> type[Config]:
+    """The config class of a kind; raises ConfigError for a word that is none."""
     if kind not in _CLASSES:
         close = difflib.get_close_matches(kind, _CLASSES, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(_CLASSES)}"

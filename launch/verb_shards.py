@@ -14,9 +14,17 @@ from data_pipeline.shards.build import ShardsBuild, ShardsConfig
 from data_pipeline.stage import Manifest
 from launch.data_stage import Figure, run_verb
 
+_INSTRUCTION_FIGURES = {
+    "num_targets": "target tokens",
+    "num_no_target": "rows without a target",
+    "num_no_eos": "rows without an EOS target",
+    "num_emptied": "rows emptied",
+    "num_too_long": "rows too long",
+}
+
 
 def build(arguments: argparse.Namespace) -> int:
-    """Documents -> token ids."""
+    """Documents or instruction rows -> token ids."""
     config = load(arguments.config, arguments.overrides, ShardsConfig)
     return run_verb(
         ShardsBuild(config),
@@ -48,7 +56,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         tokenizer=Path(arguments.tokenizer) if arguments.tokenizer else None,
         split=arguments.split,
         seq_len=arguments.seq_len,
-        packing=cast("Packing", arguments.packing),
+        packing=cast("Packing | None", arguments.packing),
         num_rows=arguments.rows,
         colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ,
     )
@@ -60,6 +68,9 @@ def _figures(manifest: Manifest) -> Iterator[Figure]:
     for split, counts in manifest["splits"].items():
         yield Figure(f"{split} documents", counts["num_documents"])
         yield Figure(f"{split} tokens", counts["num_tokens"])
-        yield Figure(f"{split} bytes", counts["num_bytes"])
+        yield Figure(f"{split} {'answer ' * (manifest['record'] == 'instruction')}bytes", counts["num_bytes"])
         yield Figure(f"{split} unknown tokens", counts["num_unk"])
+        for key, name in _INSTRUCTION_FIGURES.items():
+            if key in counts:
+                yield Figure(f"{split} {name}", counts[key])
     yield Figure("files", len(manifest["files"]))

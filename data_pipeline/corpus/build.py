@@ -5,21 +5,25 @@ Three waves: read the inputs into parts, find repeated texts over all parts, wri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline import disk, stage
 from data_pipeline.config import Config, to_tree
-from data_pipeline.corpus import archive, jsonl, staging
-from data_pipeline.corpus.archive import ArchiveError, ExpansionLimits
+from data_pipeline.corpus import hub, staging
+from data_pipeline.corpus.archive import ExpansionLimits
 from data_pipeline.corpus.packages import check_packages
-from data_pipeline.corpus.read import FileRange, Tally
-from data_pipeline.corpus.sources import InputConfig, InputFile, find_files
+from data_pipeline.corpus.pieces import Piece, cut_files, piece_bytes
+from data_pipeline.corpus.read import FileRange
+from data_pipeline.corpus.records import RecordName
+from data_pipeline.corpus.sources import InputConfig, InputFile, find_files, paths_as_inputs
 from data_pipeline.corpus.staging import Staging
+from data_pipeline.corpus.tally import Tally
 from data_pipeline.stage import Manifest, StageError, Task
 
 FORMAT_VERSION = 1  # of the code that turns equal inputs into equal bytes; one more rebuilds every corpus
@@ -32,6 +36,9 @@ class CorpusConfig(Config):
 
     inputs: tuple[InputConfig, ...] = Field(min_length=1)
     output: Path
+    record: RecordName = Field(
+        default="document", description="what a row is: a text, or turns of questions and answers"
+    )
     task_bytes: int = Field(
         default=256 << 20, gt=0, description="input bytes a task; a larger zip or JSONL file is split"
     )
@@ -44,11 +51,27 @@ class CorpusConfig(Config):
     @field_validator("inputs", mode="before")
     @classmethod
     def _paths_are_inputs(cls, value: Any) -> Any:
-        """A plain path stands for an input with every default."""
-        values = [value] if isinstance(value, str | Path) else value
-        if not isinstance(values, list | tuple):
-            return value
-        return [{"path": item} if isinstance(item, str | Path) else item for item in values]
+        return paths_as_inputs(value)
+
+    @model_validator(mode="after")
+    def _inputs_fit_the_record(self) -> CorpusConfig:
+        faults = [fault for index, item in enumerate(self.inputs) for fault in _unfit_keys(self.record, index, item)]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+def _unfit_keys(record: RecordName, index: int, options: InputConfig) -> Iterator[str]:
+    """The keys of an input that mean nothing to records of this kind, each with what to set instead."""
+    if record == "document":
+        if options.columns is not None:
+            yield f"inputs.{index}.columns is for record: instruction, but record is document; set record: instruction"
+        return
+    for key, instead in (("text_column", "columns"), ("id_column", "columns.id")):
+        if getattr(options, key) != InputConfig.model_fields[key].default:
+            yield f"inputs.{index}.{key} is for documents, but record is {record}; set inputs.{index}.{instead}"
+    if options.format == "text":
+        yield f"inputs.{index}.format is text, which has no rows, but record is {record}; give JSON, JSONL or a table"
 
 
 @dataclass(frozen=True)
@@ -74,7 +97,7 @@ class CorpusBuild:
             named = ", ".join(str(options.path) for options in self.config.inputs)
             raise StageError(
                 f"inputs: no file to read in {named} (빈 말뭉치), {len(files):,} files of other kinds; "
-                "give a folder with .zip, .json, .jsonl, .csv, .tsv, .txt or .md, or set format"
+                "give a folder with .zip, .json, .jsonl, .csv, .tsv, .parquet, .txt or .md, or set format"
             )
         return files
 
@@ -101,7 +124,9 @@ class CorpusBuild:
         tasks = []
         for part, pieces in enumerate(parts):
             spec = {"part": part, "pieces": pieces}
-            tasks.append(Task(f"read-{part:05d}", 0, spec, sum(self._num_bytes(piece) for piece in pieces)))
+            tasks.append(
+                Task(f"read-{part:05d}", 0, spec, piece_bytes(self.files, pieces, task_bytes=self.config.task_bytes))
+            )
         for bucket in range(num_buckets):
             spec = {"bucket": bucket, "num_parts": len(parts), "num_buckets": num_buckets}
             tasks.append(Task(f"repeats-{bucket:05d}", 1, spec))
@@ -119,12 +144,14 @@ class CorpusBuild:
         match kind:
             case "read":
                 pieces = [FileRange(self.files[index], start, stop) for index, start, stop in spec["pieces"]]
-                staging.read_part(places, spec["part"], pieces, self.config.inputs, limits=self.config.limits)
+                limits, record = self.config.limits, self.config.record
+                staging.read_part(places, spec["part"], pieces, self.config.inputs, limits=limits, record=record)
             case "repeats":
                 sizes = {"num_parts": spec["num_parts"], "num_buckets": spec["num_buckets"]}
                 staging.find_repeats(places, spec["bucket"], **sizes)
             case "write":
-                staging.write_part(places, spec["part"], num_buckets=spec["num_buckets"])
+                sizes = {"num_buckets": spec["num_buckets"]}
+                staging.write_part(places, spec["part"], **sizes, record=self.config.record)
 
     def finish(self) -> Manifest:
         parts = range(len(self._parts()))
@@ -153,13 +180,13 @@ class CorpusBuild:
         counts |= {"passed_over": account["passed_over"], "changed": account["changed"]}
         if num_records == 0:
             raise StageError(
-                f"{self.output}: not one document was kept (빈 말뭉치): {counts}; "
+                f"{self.output}: not one {self.config.record} was kept (빈 말뭉치): {counts}; "
                 f"see {self.output}/rejects for files, offsets and errors"
             )
         rejects = [self._staging.result("read", part)["rejects"] for part in range(len(written))]
         return {
             "kind": "corpus",
-            "record": "document",
+            "record": self.config.record,
             "files": [_file_entry(result) for result in written if result["file"]],
             "reject_files": [entry for entry in rejects if entry],
             "num_records": num_records,
@@ -170,7 +197,17 @@ class CorpusBuild:
             "config": to_tree(self.config),
             "inputs": self.inputs["files"],
             "inputs_sha256": self.inputs_sha256,
+            **({"forms": account["forms"]} if account["forms"] else {}),
+            **({"hub": datasets} if (datasets := list(self._hub_datasets())) else {}),
         }
+
+    def _hub_datasets(self) -> Iterator[dict[str, Any]]:
+        """What was read from the hub, and the commit that each revision stood for."""
+        commits = {file.input_index: file.commit for file in self.files}
+        for index, options in enumerate(self.config.inputs):
+            dataset = hub.dataset_of(options.path, where=f"inputs.{index}.path")
+            if dataset is not None:
+                yield {"input": index, **asdict(dataset), "commit": commits[index]}
 
     @property
     def _staging(self) -> Staging:
@@ -215,57 +252,8 @@ class CorpusBuild:
     def _num_buckets(self) -> int:
         return 1 + sum(file.num_bytes for file in self.files) // BUCKET_INPUT_BYTES
 
-    def _parts(self) -> list[list[tuple[int, int, int]]]:
-        """Pieces (file index, start, stop) in corpus order, grouped so that a part has about `task_bytes`."""
-        parts: list[list[tuple[int, int, int]]] = [[]]
-        filled = 0
-        for index, file in enumerate(self.files):
-            for piece in _pieces(index, file, task_bytes=self.config.task_bytes):
-                num_bytes = self._num_bytes(piece)
-                if parts[-1] and filled + num_bytes > self.config.task_bytes:
-                    parts.append([])
-                    filled = 0
-                parts[-1].append(piece)
-                filled += num_bytes
-        return parts
-
-    def _num_bytes(self, piece: tuple[int, int, int]) -> int:
-        index, start, stop = piece
-        file = self.files[index]
-        if start == 0 and stop == -1:
-            return file.num_bytes
-        if file.kind == "jsonl":
-            return (file.num_bytes if stop < 0 else stop) - start
-        return self.config.task_bytes  # a run of an archive's members, cut at about that size
-
-
-def _pieces(index: int, file: InputFile, *, task_bytes: int) -> list[tuple[int, int, int]]:
-    whole = [(index, 0, -1)]
-    if file.num_bytes <= task_bytes or file.skip_reason or file.reject_error:
-        return whole
-    if file.kind == "zip":
-        try:
-            return [(index, start, stop) for start, stop in _member_runs(file, task_bytes)]
-        except ArchiveError:
-            return whole  # reading it names the fault
-    if file.kind == "jsonl" and not file.is_gzip:
-        with file.paths[0].open("rb") as stream:
-            if jsonl.is_array(stream):
-                return whole
-        starts = list(range(0, file.num_bytes, task_bytes))
-        return [(index, start, stop) for start, stop in zip(starts, [*starts[1:], -1], strict=True)]
-    return whole
-
-
-def _member_runs(file: InputFile, task_bytes: int) -> list[tuple[int, int]]:
-    starts, filled = [0], 0
-    with archive.open_archive(file.paths) as opened:
-        for number, member in enumerate(archive.members(opened)):
-            if filled and filled + member.info.compress_size > task_bytes:
-                starts.append(number)
-                filled = 0
-            filled += member.info.compress_size
-    return list(zip(starts, [*starts[1:], -1], strict=True))
+    def _parts(self) -> list[list[Piece]]:
+        return cut_files(self.files, task_bytes=self.config.task_bytes)
 
 
 def _file_entry(result: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,30 @@
-"""A row of named columns -> a document, by the columns that the config names. For JSONL and delimited files alike."""
+"""A row of named columns -> a document, by the columns that the config names. For JSONL and tables alike.
+
+`RowShape` is what their readers know of the kind of record that is built.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.corpus.records import Document, Reject
+from data_pipeline.corpus.records import Document, Instruction, Reject
 from data_pipeline.corpus.sources import InputConfig
 from data_pipeline.stage import StageError
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """What rows of named columns become.
+
+    `check`: the columns that it takes, of those there are; raises MissingColumnError where the config's do not fit.
+    `make`: (row, options, position) -> what is in it, or why there is nothing.
+    """
+
+    check: Callable[[Iterable[str], InputConfig], list[str]]
+    make: Callable[[Mapping[str, Any], InputConfig, int], Document | Instruction | Reject]
 
 
 class MissingColumnError(StageError):
@@ -23,19 +39,18 @@ def missing_column(column: str, *, key: str, columns: Iterable[str]) -> MissingC
     return MissingColumnError(f"no column {column!r}{guess}; the columns are {', '.join(names)}; set {key}")
 
 
-def check_columns(columns: Iterable[str], options: InputConfig) -> None:
-    """Raise MissingColumnError unless every column that the config names is there."""
+def check_columns(columns: Iterable[str], options: InputConfig) -> list[str]:
+    """The columns that make documents; raises MissingColumnError unless every one that the config names is there."""
     names = list(columns)
-    if options.text_column not in names:
-        raise missing_column(options.text_column, key="text_column", columns=names)
-    if options.id_column and options.id_column not in names:
-        raise missing_column(options.id_column, key="id_column", columns=names)
-    for column in options.metadata_columns:
-        if column not in names:
-            raise missing_column(column, key="metadata_columns", columns=names)
+    wanted = [("text_column", options.text_column), ("id_column", options.id_column)]
+    wanted += [("metadata_columns", column) for column in options.metadata_columns]
+    for key, column in wanted:
+        if column and column not in names:
+            raise missing_column(column, key=key, columns=names)
+    return [name for name in names if name == "id" or name in {column for _, column in wanted}]
 
 
-def to_document(row: Mapping[str, Any], options: InputConfig, *, position: int) -> Document | Reject:
+def to_document(row: Mapping[str, Any], options: InputConfig, position: int) -> Document | Reject:
     """The document in `row`, or why there is none. A row's own `id` is its key unless `id_column` names another."""
     text = row.get(options.text_column)
     if options.text_column not in row:
@@ -43,7 +58,14 @@ def to_document(row: Mapping[str, Any], options: InputConfig, *, position: int) 
     if text is not None and not isinstance(text, str):
         kind = type(text).__name__
         return Reject("text_not_string", f"{options.text_column!r} is a {kind}, not a string", offset=position)
-    key = row.get(options.id_column or "id")
     metadata = {column: row.get(column) for column in options.metadata_columns}
-    has_key = isinstance(key, str | int) and key != ""
-    return Document(key=str(key) if has_key else str(position), text=text or "", position=position, metadata=metadata)
+    key = key_of(row.get(options.id_column or "id"), position)
+    return Document(key=key, text=text or "", position=position, metadata=metadata)
+
+
+def key_of(value: Any, position: int) -> str:
+    """What tells a row from others of its file: its own id where it has one, else its position."""
+    return str(value) if isinstance(value, str | int) and value != "" else str(position)
+
+
+DOCUMENTS = RowShape(check=check_columns, make=to_document)

@@ -1,4 +1,4 @@
-"""CSV and TSV with a header and mapped columns -> documents, row by row."""
+"""CSV and TSV with a header -> what each row holds."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from data_pipeline.corpus.columns import check_columns, to_document
+from data_pipeline.corpus.columns import DOCUMENTS, RowShape
 from data_pipeline.corpus.encoding import decoder_of
-from data_pipeline.corpus.records import Document, Reject
+from data_pipeline.corpus.records import Document, Instruction, Reject
 from data_pipeline.corpus.sources import InputConfig
 
 MAX_FIELD_CHARS = 64 << 20
 
 # A byte that is not in the encoding, as errors="surrogateescape" marks it.
 _UNDECODABLE = re.compile("[\udc80-\udcff]")
+_NO_HEADER = re.compile("[\0\udc80-\udcff]")  # UTF-16, which Excel calls "Unicode text", has zeros between letters
 
 
-def read_csv(stream: BinaryIO, options: InputConfig) -> Iterator[Document | Reject]:
-    """A document or a reject for each row of a comma-separated file; positions count rows from 1."""
-    return _read(stream, options, csv.excel)
+def read_csv(
+    stream: BinaryIO, options: InputConfig, shape: RowShape = DOCUMENTS
+) -> Iterator[Document | Instruction | Reject]:
+    """What each row holds, or a reject, of a comma-separated file; positions count rows from 1."""
+    return _read(stream, options, shape, csv.excel)
 
 
-def read_tsv(stream: BinaryIO, options: InputConfig) -> Iterator[Document | Reject]:
-    """A document or a reject for each row of a tab-separated file; a quote in it is an ordinary character."""
-    return _read(stream, options, _Tabs)
+def read_tsv(
+    stream: BinaryIO, options: InputConfig, shape: RowShape = DOCUMENTS
+) -> Iterator[Document | Instruction | Reject]:
+    """What each row holds, or a reject, of a tab-separated file; a quote in it is an ordinary character."""
+    return _read(stream, options, shape, _Tabs)
 
 
 class _Tabs(csv.excel_tab):
@@ -34,13 +39,20 @@ class _Tabs(csv.excel_tab):
     quoting = csv.QUOTE_NONE
 
 
-def _read(stream: BinaryIO, options: InputConfig, dialect: type[csv.Dialect]) -> Iterator[Document | Reject]:
+def _read(
+    stream: BinaryIO, options: InputConfig, shape: RowShape, dialect: type[csv.Dialect]
+) -> Iterator[Document | Instruction | Reject]:
     encoding = decoder_of(stream, options)
     csv.field_size_limit(MAX_FIELD_CHARS)
     lines = io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline="")
     rows = csv.reader(lines, dialect)
     header = [name.strip().removeprefix("\ufeff") for name in next(rows, [])]
-    check_columns(header, options)
+    if _NO_HEADER.search("".join(header)):
+        message = f"line 1: the header is not {encoding}; save the file as UTF-8 (CSV UTF-8), or set encoding"
+        yield Reject("invalid_encoding", message, offset=0)
+        lines.detach()
+        return
+    shape.check(header, options)
     position = 0
     while True:
         try:
@@ -53,14 +65,13 @@ def _read(stream: BinaryIO, options: InputConfig, dialect: type[csv.Dialect]) ->
             return
         if cells:
             position += 1
-            yield _to_document(cells, header, options, position=position, line=rows.line_num, encoding=encoding)
+            fault = _fault(cells, header, line=rows.line_num, encoding=encoding)
+            yield fault or shape.make(dict(zip(header, cells, strict=True)), options, position)
 
 
-def _to_document(
-    cells: list[str], header: list[str], options: InputConfig, *, position: int, line: int, encoding: str
-) -> Document | Reject:
+def _fault(cells: list[str], header: list[str], *, line: int, encoding: str) -> Reject | None:
     if any(_UNDECODABLE.search(cell) for cell in cells):
         return Reject("invalid_encoding", f"line {line}: bytes that are not {encoding}; set encoding")
     if len(cells) != len(header):
         return Reject("invalid_row", f"line {line}: {len(cells)} cells, the header has {len(header)}")
-    return to_document(dict(zip(header, cells, strict=True)), options, position=position)
+    return None

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.corpus.archive import ExpansionLimits
 from data_pipeline.corpus.read import FileRange, Reading
-from data_pipeline.corpus.records import Record, Reject
-from data_pipeline.corpus.sources import InputConfig, find_files
+from data_pipeline.corpus.records import AnyRecord, Record, RecordName, Reject
+from data_pipeline.corpus.sources import InputConfig, InputFile, find_files
+from data_pipeline.stage import StageError
 
 MAX_RECORDS_A_FILE = 200
 MAX_FILES = 50
+MAX_SHOWN_CHARS = 200
+
+
+# A row of these files may be either kind of record; of other files only a look at all of it tells.
+_ROW_KINDS = {"jsonl", "csv", "tsv", "parquet"}
 
 
 @dataclass(frozen=True)
 class Inspection:
     """A look at an input. Counts of `tally` are of what was looked at, `is_whole` says whether that was all."""
 
+    record: RecordName
     num_files: int
     num_bytes: int
     kinds: dict[str, int]
-    samples: list[Record]
+    samples: list[AnyRecord]
     rejects: list[Reject]
     tally: dict[str, Any]
     is_whole: bool
@@ -33,37 +41,72 @@ class Inspection:
         """The report for a person."""
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.kinds.items()))
         look = "everything" if self.is_whole else "the first records"
-        records = self.tally["records"]
+        forms = ", ".join(f"{count:,} {name}" for name, count in self.tally["forms"].items())
         lines = [
             f"files      {self.num_files:,} ({self.num_bytes:,} bytes): {kinds}",
-            f"looked at  {look}: {records.get('found', 0):,} records",
+            f"looked at  {look}: {self.tally['records'].get('found', 0):,} records",
+            f"record     {self.record}" + (f" (지시 대화): {forms}" if forms else ""),
         ]
         lines += [
             f"{name:<10} {self.tally[name]}" for name in ("passed_over", "rejected", "dropped") if self.tally[name]
         ]
         for record in self.samples:
-            text = record.text if len(record.text) <= 200 else record.text[:200] + "…"
-            lines += ["", f"{record.id}  [{record.source}] {record.split_hint} {record.metadata}", text]
-        for reject in self.rejects:
-            lines.append(f"rejected   {reject.to_json()}")
-        return lines
+            lines += ["", f"{record.id}  [{record.source}] {record.split_hint} {record.metadata}", *_texts(record)]
+        return [*lines, *(f"rejected   {reject.to_json()}" for reject in self.rejects)]
+
+
+def _texts(record: AnyRecord) -> list[str]:
+    if isinstance(record, Record):
+        return [_cut(record.text)]
+    lines = []
+    for turn in record.messages:
+        lines.append(f"{turn['role']:<10} {_cut(turn['content'])}")
+        if turn["input"]:
+            lines.append(f"{'(input)':<10} {_cut(turn['input'])}")
+    return lines
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "…"
 
 
 def inspect_path(path: Path, *, options: InputConfig | None = None, num_samples: int = 3) -> Inspection:
-    """Look at the file or folder `path` as `corpus build` would read it; raises StageError as a build would."""
+    """Look at the file or folder `path` as `corpus build` would read it; raises StageError as a build would.
+
+    It is a corpus of the kind of record of which something is found.
+    """
     chosen = options or InputConfig(path=path)
     files = find_files([chosen])
+    has_rows = any(file.kind in _ROW_KINDS for file in files)
+    kinds: tuple[RecordName, ...] = ("instruction", "document") if has_rows else ("document", "instruction")
+    looks: dict[RecordName, Inspection] = {}
+    faults: dict[RecordName, StageError] = {}
+    for record in kinds:
+        try:
+            looks[record] = _look(files, chosen, record, num_samples=num_samples)
+        except StageError as fault:
+            faults[record] = fault
+        else:
+            if looks[record].samples:
+                return looks[record]
+    if "document" in faults:
+        hint = "for questions and answers: record: instruction, columns: {instruction: …, output: …}"
+        raise StageError(f"{faults['document']}; {hint}")
+    return looks["document"]
+
+
+def _look(files: Sequence[InputFile], options: InputConfig, record: RecordName, *, num_samples: int) -> Inspection:
     rejects: list[Reject] = []
-    reading = Reading([chosen], limits=ExpansionLimits(), on_reject=rejects.append)
-    samples: list[Record] = []
+    reading = Reading([options], limits=ExpansionLimits(), on_reject=rejects.append, record=record)
+    samples: list[AnyRecord] = []
     is_whole = len(files) <= MAX_FILES
     for file in files[:MAX_FILES]:
         records = reading.records(FileRange(file))
-        for record in itertools.islice(records, MAX_RECORDS_A_FILE):
+        for found in itertools.islice(records, MAX_RECORDS_A_FILE):
             if len(samples) < num_samples:
-                samples.append(record)
+                samples.append(found)
         is_whole = is_whole and next(records, None) is None
     kinds = Counter(file.skip_reason or file.kind or "" for file in files)
     num_bytes = sum(file.num_bytes for file in files)
     tally = reading.tally.to_tree()
-    return Inspection(len(files), num_bytes, dict(kinds), samples, rejects[:num_samples], tally, is_whole)
+    return Inspection(record, len(files), num_bytes, dict(kinds), samples, rejects[:num_samples], tally, is_whole)

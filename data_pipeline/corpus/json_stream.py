@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 CHUNK_BYTES = 1 << 20
 MAX_VALUE_CHARS = 256 << 20  # one element (or one root value that is no array); more is refused, not loaded
 
-_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+# Parquet has values that JSON has no word for (dates, decimals): they are written as text.
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
 _NUMBER_REST = re.compile(r"[-+.eE0-9]*")
 _SPACE = re.compile(r"[ \t\n\r]*")
 

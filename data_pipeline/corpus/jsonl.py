@@ -1,4 +1,4 @@
-"""JSON lines (or an array of rows) with mapped columns -> documents; streams a file of any size."""
+"""JSON lines (or an array of rows) -> what each row holds; streams a file of any size."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from data_pipeline.corpus.columns import check_columns, to_document
+from data_pipeline.corpus.columns import DOCUMENTS, RowShape
 from data_pipeline.corpus.encoding import decoder_of
 from data_pipeline.corpus.json_stream import JsonError, iterate_values
-from data_pipeline.corpus.records import Document, Reject
+from data_pipeline.corpus.records import Document, Instruction, Reject
 from data_pipeline.corpus.sources import InputConfig
 
 MAX_LINE_BYTES = 256 << 20
@@ -19,15 +19,15 @@ _JSON = json.JSONDecoder(strict=False)  # raw control characters inside strings 
 
 
 def read_jsonl(
-    stream: BinaryIO, options: InputConfig, *, start: int = 0, stop: int | None = None
-) -> Iterator[Document | Reject]:
-    """A document or a reject for each line that begins in [start, stop) of `stream`; its position is its byte offset.
+    stream: BinaryIO, options: InputConfig, shape: RowShape = DOCUMENTS, *, start: int = 0, stop: int | None = None
+) -> Iterator[Document | Instruction | Reject]:
+    """What each line holds that begins in [start, stop) of `stream`, or a reject; its position is its byte offset.
 
     Raises:
         MissingColumnError: the first row lacks a column that the config names.
     """
     if start == 0 and is_array(stream):
-        yield from _read_array(stream, options)
+        yield from _read_array(stream, options, shape)
         return
     encoding = decoder_of(stream, options)
     is_first = start == 0
@@ -40,9 +40,9 @@ def read_jsonl(
             yield row
         elif row is not None:
             if is_first:
-                check_columns(row, options)
+                shape.check(row, options)
                 is_first = False
-            yield to_document(row, options, position=offset)
+            yield shape.make(row, options, offset)
 
 
 def is_array(stream: BinaryIO) -> bool:
@@ -52,7 +52,7 @@ def is_array(stream: BinaryIO) -> bool:
     return head.startswith(b"[")
 
 
-def _read_array(stream: BinaryIO, options: InputConfig) -> Iterator[Document | Reject]:
+def _read_array(stream: BinaryIO, options: InputConfig, shape: RowShape) -> Iterator[Document | Instruction | Reject]:
     is_first = True
     try:
         for _, offset, row in iterate_values(stream):
@@ -60,9 +60,9 @@ def _read_array(stream: BinaryIO, options: InputConfig) -> Iterator[Document | R
                 yield _not_an_object(row, offset)
                 continue
             if is_first:
-                check_columns(row, options)
+                shape.check(row, options)
                 is_first = False
-            yield to_document(row, options, position=offset)
+            yield shape.make(row, options, offset)
     except JsonError as error:
         yield Reject("invalid_json", f"{error}; the rest of the array is not read", offset=error.offset)
 

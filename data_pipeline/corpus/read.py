@@ -10,17 +10,17 @@ import gzip
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
 from data_pipeline.corpus import aihub, archive
 from data_pipeline.corpus.archive import ArchiveError, BoundedFile, ExpansionLimits, Member
-from data_pipeline.corpus.delimited import read_csv, read_tsv
 from data_pipeline.corpus.encoding import BROKEN_STREAM
 from data_pipeline.corpus.json_stream import JsonError, dumps
 from data_pipeline.corpus.jsonl import read_jsonl
+from data_pipeline.corpus.kinds import KINDS, ROW_READERS, RecordKind
 from data_pipeline.corpus.plain import read_text
-from data_pipeline.corpus.records import HELDOUT, Document, Record, Reject
+from data_pipeline.corpus.records import HELDOUT, AnyRecord, Document, Instruction, RecordName, Reject
 from data_pipeline.corpus.sources import (
     InputConfig,
     InputFile,
@@ -30,38 +30,11 @@ from data_pipeline.corpus.sources import (
     kind_of_name,
     skip_reason,
 )
+from data_pipeline.corpus.tally import Tally
 from data_pipeline.corpus.text import normalise
 from data_pipeline.stage import StageError
 
-Reader = Callable[[BinaryIO, InputConfig], Iterator[Document | Reject]]
-
-_LINE_READERS: dict[Kind, Reader] = {"csv": read_csv, "tsv": read_tsv, "text": read_text}
-
-
-@dataclass
-class Tally:
-    """The account of what was read: plain counts that add up over tasks."""
-
-    items: Counter[str] = field(default_factory=Counter)  # found, read, passed_over, rejected
-    item_bytes: Counter[str] = field(default_factory=Counter)
-    records: Counter[str] = field(default_factory=Counter)  # found, kept, dropped, rejected
-    passed_over: Counter[str] = field(default_factory=Counter)
-    rejected: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    changed: Counter[str] = field(default_factory=Counter)
-    packages: dict[str, Counter[str]] = field(default_factory=dict)  # by input index
-
-    def to_tree(self) -> dict[str, Any]:
-        plain = {name: dict(sorted(counts.items())) for name, counts in vars(self).items() if name != "packages"}
-        return plain | {"packages": {key: dict(sorted(self.packages[key].items())) for key in sorted(self.packages)}}
-
-    def add(self, tree: dict[str, Any]) -> None:
-        for name, counts in tree.items():
-            if name == "packages":
-                for key, package in counts.items():
-                    self.packages.setdefault(key, Counter()).update(package)
-            else:
-                getattr(self, name).update(counts)
+Found = Document | Instruction | Reject
 
 
 @dataclass(frozen=True)
@@ -94,14 +67,20 @@ class Reading:
     """Reads the pieces of one task. `tally` grows with it; `on_reject` gets every reject, file and member named."""
 
     def __init__(
-        self, inputs: Sequence[InputConfig], *, limits: ExpansionLimits, on_reject: Callable[[Reject], None]
+        self,
+        inputs: Sequence[InputConfig],
+        *,
+        limits: ExpansionLimits,
+        on_reject: Callable[[Reject], None],
+        record: RecordName = "document",
     ) -> None:
         self.tally = Tally()
+        self._kind = KINDS[record]
         self._inputs = inputs
         self._limits = limits
         self._on_reject = on_reject
 
-    def records(self, piece: FileRange) -> Iterator[Record]:
+    def records(self, piece: FileRange) -> Iterator[AnyRecord]:
         """The records of one piece, texts normalised, empty ones dropped.
 
         Raises:
@@ -114,14 +93,14 @@ class Reading:
         item = _Item(file, "", file.num_bytes)
         if piece.start == 0:
             self._count(item, "found")
-        if reason := file.skip_reason or self._aihub_skip_reason(item):
+        kind = cast(Kind, file.kind)
+        if reason := file.skip_reason or self._skip_reason(item, kind):
             self._pass_over(item, reason)
             return
-        kind = cast(Kind, file.kind)
         with _open(file, self._limits) as stream:
             yield from self._item_records(item, kind, stream, piece)
 
-    def _archive_records(self, piece: FileRange) -> Iterator[Record]:
+    def _archive_records(self, piece: FileRange) -> Iterator[AnyRecord]:
         file = piece.file
         try:
             if file.reject_error:
@@ -138,7 +117,7 @@ class Reading:
             self._count(item, "found")
             self._reject_item(item, Reject(error.reason, str(error), offset=error.offset))
 
-    def _member_records(self, file: InputFile, opened: Any, member: Member, *, has_data: bool) -> Iterator[Record]:
+    def _member_records(self, file: InputFile, opened: Any, member: Member, *, has_data: bool) -> Iterator[AnyRecord]:
         item = _Item(file, member.name, member.info.file_size)
         self._count(item, "found")
         if reason := self._member_skip_reason(item, member, has_data=has_data):
@@ -168,19 +147,22 @@ class Reading:
         is_auto = self._inputs[item.file.input_index].format == "auto"
         reason = skip_reason(member.name, kind)
         reason = "" if reason == "no_reader" and member.name.lower().endswith(".gz") else reason
-        reason = reason or self._aihub_skip_reason(item) or ("empty_member" if item.num_bytes == 0 else "")
+        reason = reason or self._skip_reason(item, kind) or ("empty_member" if item.num_bytes == 0 else "")
         return reason or ("text_beside_data" if is_auto and kind == "text" and has_data else "")
 
-    def _aihub_skip_reason(self, item: _Item) -> str:
-        return aihub.skip_reason(item.path) if self._inputs[item.file.input_index].format == "auto" else ""
+    def _skip_reason(self, item: _Item, kind: Kind | None) -> str:
+        """Why an item of a format that can be read holds no record of the kind that is built."""
+        if self._inputs[item.file.input_index].format != "auto":
+            return ""
+        return aihub.skip_reason(item.path) or self._kind.skip_reason(item.path, kind)
 
-    def _item_records(self, item: _Item, kind: Kind, stream: BinaryIO, piece: FileRange) -> Iterator[Record]:
+    def _item_records(self, item: _Item, kind: Kind, stream: BinaryIO, piece: FileRange) -> Iterator[AnyRecord]:
         options = self._inputs[item.file.input_index]
         if kind == "tsv" and options.format == "auto" and aihub.is_source_tsv(stream):
             self._pass_over(item, "source_tsv")
             return
         try:
-            for found in _documents(kind, stream, options, piece=piece, num_bytes=item.num_bytes):
+            for found in _rows(self._kind, kind, stream, options, piece=piece, num_bytes=item.num_bytes):
                 yield from self._take(found, item, options)
         except (JsonError, aihub.UnknownSchemaError) as error:
             reason = "invalid_json" if isinstance(error, JsonError) else "unknown_schema"
@@ -199,21 +181,23 @@ class Reading:
             self._count(item, "read")
             self._note(item, "label", item.num_bytes if kind == "json" else None)
 
-    def _take(self, found: Document | Reject, item: _Item, options: InputConfig) -> Iterator[Record]:
+    def _take(self, found: Found, item: _Item, options: InputConfig) -> Iterator[AnyRecord]:
         self.tally.records["found"] += 1
         if isinstance(found, Reject):
             self.tally.records["rejected"] += 1
             self._reject(item, found)
             return
-        text, changes = normalise(found.text)
+        found, changes = found.normalised()
         self.tally.changed.update(changes)
+        if isinstance(found, Instruction):
+            self.tally.forms[found.form] += 1
         if found.source:
-            self._note(item, "text", len(text.encode()))
-        if not text.strip():
+            self._note(item, "text", found.num_text_bytes)
+        if found.is_empty:
             self.tally.records["dropped"] += 1
             self.tally.dropped["empty"] += 1
             return
-        yield _record(found, text, item, options)
+        yield _record(found, item, options)
 
     def _count(self, item: _Item, status: str) -> None:
         self.tally.items[status] += 1
@@ -232,7 +216,8 @@ class Reading:
 
     def _reject_item(self, item: _Item, reject: Reject) -> None:
         self._count(item, "rejected")
-        self._note(item, "label", item.num_bytes if item.path.endswith(".json") else None)
+        is_label = item.path.endswith(".json") and (self._kind.is_all or reject.reason != "unknown_schema")
+        self._note(item, "label", item.num_bytes if is_label else None)
         self._reject(item, reject)
 
     def _reject(self, item: _Item, reject: Reject) -> None:
@@ -256,33 +241,35 @@ def _open(file: InputFile, limits: ExpansionLimits) -> BinaryIO:
     return io.BufferedReader(bounded, buffer_size=1 << 20)
 
 
-def _documents(
-    kind: Kind, stream: BinaryIO, options: InputConfig, *, piece: FileRange, num_bytes: int
-) -> Iterator[Document | Reject]:
-    if kind == "jsonl":
-        return read_jsonl(stream, options, start=piece.start, stop=None if piece.stop < 0 else piece.stop)
-    if kind == "json":
-        return _whole_or_nothing(stream, options, num_bytes=num_bytes)
-    return _LINE_READERS[kind](stream, options)
+def _rows(
+    record: RecordKind, kind: Kind, stream: BinaryIO, options: InputConfig, *, piece: FileRange, num_bytes: int
+) -> Iterator[Found]:
+    match kind:
+        case "jsonl":
+            stop = None if piece.stop < 0 else piece.stop
+            return read_jsonl(stream, options, record.rows, start=piece.start, stop=stop)
+        case "json":
+            return _whole_or_nothing(record, stream, options, num_bytes=num_bytes)
+        case "text":
+            return read_text(stream, options)
+    return ROW_READERS[kind](stream, options, record.rows)
 
 
-def _whole_or_nothing(stream: BinaryIO, options: InputConfig, *, num_bytes: int) -> Iterator[Document | Reject]:
-    """A JSON file's documents, the first of them only after the last byte was found sound."""
+def _whole_or_nothing(record: RecordKind, stream: BinaryIO, options: InputConfig, *, num_bytes: int) -> Iterator[Found]:
+    """What a JSON file holds, the first of it only after the last byte was found sound."""
     if num_bytes <= archive.IN_MEMORY_BYTES:
-        yield from list(aihub.read_aihub(stream, options))
+        yield from list(record.read_json(stream, options))
         return
-    for _ in aihub.read_aihub(stream, options):
+    for _ in record.read_json(stream, options):
         continue
     stream.seek(0)
-    yield from aihub.read_aihub(stream, options)
+    yield from record.read_json(stream, options)
 
 
-def _record(found: Document, text: str, item: _Item, options: InputConfig) -> Record:
-    metadata = found.metadata | ({"member": item.member} if item.member else {})
-    return Record(
-        id=normalise(f"{item.place}#{found.key}")[0],
-        text=text,
+def _record(found: Document | Instruction, item: _Item, options: InputConfig) -> AnyRecord:
+    return found.record(
+        normalise(f"{item.place}#{found.key}")[0],
         source=options.source or found.source or item.file.source,
-        metadata=dumps(metadata),
+        metadata=dumps(found.metadata | ({"member": item.member} if item.member else {})),
         split_hint=HELDOUT if options.validation_is_heldout and is_heldout(item.path) else "",
     )

@@ -7,32 +7,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_pipeline.corpus.json_stream import dumps
+from data_pipeline.corpus.text import normalise
 from data_pipeline.disk import DurableFile
-from data_pipeline.stage import read_manifest
+from data_pipeline.stage import StageError, read_manifest
+
+RecordName = Literal["document", "instruction"]
 
 HELDOUT = "heldout"
 ROW_GROUP_ROWS = 16_384
 ROW_GROUP_TEXT_BYTES = 16 << 20  # a row group is what a reader and a writer hold in memory
 READ_BATCH_ROWS = 4_096
 
-SCHEMAS: dict[str, pa.Schema] = {
-    "document": pa.schema(
-        [
-            ("id", pa.string()),
-            ("text", pa.string()),
-            ("source", pa.string()),
-            ("metadata", pa.string()),
-            ("split_hint", pa.string()),
-        ]
-    )
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("input", pa.string())]))
+_BESIDE = [("source", pa.string()), ("metadata", pa.string()), ("split_hint", pa.string())]
+
+SCHEMAS: dict[RecordName, pa.Schema] = {
+    "document": pa.schema([("id", pa.string()), ("text", pa.string()), *_BESIDE]),
+    "instruction": pa.schema([("id", pa.string()), ("messages", _MESSAGES), *_BESIDE]),
 }
+
+
+class Message(TypedDict):
+    """One turn. `role`: system (first, if at all), user or assistant. `input`: on user turns only, "" if none."""
+
+    role: str
+    content: str
+    input: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,53 @@ class Document:
     position: int
     source: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.text.strip()
+
+    @property
+    def num_text_bytes(self) -> int:
+        return len(self.text.encode())
+
+    def normalised(self) -> tuple[Document, tuple[str, ...]]:
+        """Itself with its text as a corpus holds it, and the names of what changed."""
+        text, changes = normalise(self.text)
+        return (replace(self, text=text) if changes else self), changes
+
+    def record(self, key: str, *, source: str, metadata: str, split_hint: str) -> Record:
+        return Record(key, self.text, source, metadata, split_hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One row of turns as `instructions.py` made it: texts normalised, none of them empty, the last an answer.
+
+    `key`, `position`, `source` and `metadata` are those of a document. `form`: where the row kept its turns.
+    `changes`: what was done to it, by name.
+    """
+
+    key: str
+    messages: tuple[Message, ...]
+    position: int
+    form: str
+    source: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return False  # an empty turn is rejected, never dropped
+
+    @property
+    def num_text_bytes(self) -> int:
+        return sum(len(turn["content"].encode()) + len(turn["input"].encode()) for turn in self.messages)
+
+    def normalised(self) -> tuple[Instruction, tuple[str, ...]]:
+        return self, self.changes
+
+    def record(self, key: str, *, source: str, metadata: str, split_hint: str) -> InstructionRecord:
+        return InstructionRecord(key, self.messages, source, metadata, split_hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +131,51 @@ class Record:
     metadata: str
     split_hint: str
 
+    @property
+    def compared(self) -> str:
+        """What equal records have in common."""
+        return self.text
+
+    @property
+    def num_chars(self) -> int:
+        return len(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionRecord:
+    """One row of a corpus of instructions."""
+
+    id: str
+    messages: tuple[Message, ...]
+    source: str
+    metadata: str
+    split_hint: str
+
+    @property
+    def compared(self) -> str:
+        return dumps(self.messages)
+
+    @property
+    def num_chars(self) -> int:
+        return sum(len(turn["content"]) + len(turn["input"]) for turn in self.messages)
+
+
+AnyRecord = Record | InstructionRecord
+
 
 class RecordWriter:
     """Parquet writer that holds at most one row group; equal rows in equal calls give equal bytes."""
 
-    def __init__(self, sink: DurableFile, *, compression: str = "zstd", kind: str = "document") -> None:
+    def __init__(self, sink: DurableFile, *, compression: str = "zstd", kind: RecordName = "document") -> None:
         self._schema = SCHEMAS[kind]
         self._writer = pq.ParquetWriter(sink, self._schema, compression=compression)
-        self._rows: list[Record] = []
+        self._rows: list[AnyRecord] = []
         self._row_text_chars = 0
         self._batches: list[pa.RecordBatch] = []
 
-    def write(self, record: Record) -> None:
+    def write(self, record: AnyRecord) -> None:
         self._rows.append(record)
-        self._row_text_chars += len(record.text)
+        self._row_text_chars += record.num_chars
         # Hangul is 3 bytes in UTF-8: an upper bound that costs nothing.
         if len(self._rows) >= READ_BATCH_ROWS or self._row_text_chars * 3 >= ROW_GROUP_TEXT_BYTES:
             self._flush_rows()
@@ -129,7 +216,19 @@ def corpus_files(folder: Path) -> list[Path]:
 
 
 def iterate_documents(folder: Path, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Batches of a finished corpus in corpus order, all columns or only `columns`; holds one row group at a time."""
+    """Batches of a finished corpus of documents in corpus order, all columns or only `columns`; holds one row group.
+
+    Raises:
+        StageError: unfinished, or a corpus of other records.
+    """
+    record = read_manifest(folder, kind="corpus").get("record", "document")
+    if record != "document":
+        raise StageError(f"{folder}: record is {record!r}, but 'document' is needed; give a corpus of documents")
+    yield from iterate_records(folder, columns=columns)
+
+
+def iterate_records(folder: Path, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The same of a finished corpus of any kind of record."""
     for path in corpus_files(folder):
         yield from iterate_rows(path, columns=columns)
 
@@ -140,3 +239,14 @@ def iterate_rows(path: Path, *, columns: Sequence[str] | None = None) -> Iterato
         yield from file.iter_batches(
             batch_size=READ_BATCH_ROWS, columns=list(columns) if columns else None, use_threads=False
         )
+
+
+def text_bytes(batch: pa.RecordBatch) -> pa.Array:
+    """UTF-8 bytes of each row's text, or of the contents and inputs of its turns; int64."""
+    if "text" in batch.schema.names:
+        return pc.cast(pc.binary_length(batch["text"]), pa.int64())
+    turns = pc.list_flatten(batch["messages"])
+    sizes = pc.add(*(pc.binary_length(pc.struct_field(turns, name)) for name in ("content", "input")))
+    table = pa.table({"row": pc.list_parent_indices(batch["messages"]), "size": pc.cast(sizes, pa.int64())})
+    # Every row has a turn, and rows come in order.
+    return table.group_by("row", use_threads=False).aggregate([("size", "sum")])["size_sum"].combine_chunks()

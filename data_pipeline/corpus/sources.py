@@ -10,15 +10,17 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipeline.config import Config
+from data_pipeline.corpus import hub
 from data_pipeline.stage import StageError
 
-Kind = Literal["zip", "json", "jsonl", "csv", "tsv", "text"]
+Kind = Literal["zip", "json", "jsonl", "csv", "tsv", "parquet", "text"]
 
 _KIND_BY_SUFFIX: dict[str, Kind] = {
     ".zip": "zip",
@@ -27,9 +29,11 @@ _KIND_BY_SUFFIX: dict[str, Kind] = {
     ".ndjson": "jsonl",
     ".csv": "csv",
     ".tsv": "tsv",
+    ".parquet": "parquet",
     ".txt": "text",
     ".md": "text",
 }
+_READABLE = tuple(f"*{suffix}{packed}" for suffix in _KIND_BY_SUFFIX for packed in ("", ".gz"))
 _PART = re.compile(r"(.+\.zip)\.part(\d+)", re.IGNORECASE)
 _SYSTEM_FILE = re.compile(r"(^|/)(__MACOSX/|\._|\.DS_Store$|Thumbs\.db$|desktop\.ini$)", re.IGNORECASE)
 _SPLIT_VOLUME = re.compile(r"\.z\d\d$", re.IGNORECASE)
@@ -42,15 +46,39 @@ _HELDOUT = re.compile(r"validation", re.IGNORECASE)
 _SAMPLE = re.compile(r"(^|[/\d._ ])sample|샘플", re.IGNORECASE)
 
 
+class InstructionColumns(Config):
+    """Where an instruction row keeps its turns: columns, or paths into them such as `taskinfo.output`."""
+
+    instruction: str = ""
+    output: str = ""
+    input: str = Field(default="", description="what the instruction is about, kept apart from it as Alpaca does")
+    system: str = ""
+    messages: str = Field(default="", description="the list of turns, in place of instruction and output")
+    id: str = Field(default="", description="'' = a row's own `id` where it has one, else its position")
+
+    @model_validator(mode="after")
+    def _is_one_form(self) -> InstructionColumns:
+        has_pair = bool(self.instruction and self.output)
+        is_mixed = self.messages and (self.instruction or self.output or self.input)
+        if is_mixed or not (self.messages or has_pair):
+            named = ", ".join(f"{key}: {name}" for key, name in self if name) or "nothing"
+            raise ValueError(f"got {named}; name instruction and output, or messages alone")
+        return self
+
+
 class InputConfig(Config):
     """One file or folder to read, and how."""
 
-    path: Path
+    path: Path = Field(description="a file, a folder, or hf:NAME@REVISION for a dataset of the Hugging Face hub")
+    files: tuple[str, ...] = Field(default=(), description="patterns of the names to read; none = every file")
     source: str = Field(default="", description="`source` of its records; '' = the AIHub corpus, or the input's name")
-    format: Literal["auto", "json", "jsonl", "csv", "tsv", "text"] = "auto"
+    format: Literal["auto", "json", "jsonl", "csv", "tsv", "parquet", "text"] = "auto"
     text_column: str = "text"
     id_column: str = Field(default="", description="'' = a row's own `id` where it has one, else its position")
     metadata_columns: tuple[str, ...] = ()
+    columns: InstructionColumns | None = Field(
+        default=None, description="of instruction rows; none = by the keys of the row, which the manifest tells (forms)"
+    )
     encoding: Literal["auto", "utf-8", "cp949"] = Field(
         default="auto", description="auto = UTF-8, else CP949, by a sample"
     )
@@ -63,13 +91,21 @@ class InputConfig(Config):
     )
 
 
+def paths_as_inputs(value: Any) -> Any:
+    """A plain path, or each of a list, as an input with every default; for validators of configs that have inputs."""
+    values = [value] if isinstance(value, str | Path) else value
+    if not isinstance(values, list | tuple):
+        return value
+    return [{"path": item} if isinstance(item, str | Path) else item for item in values]
+
+
 @dataclass(frozen=True)
 class InputFile:
     """A file (or the parts of one) to read or to pass over.
 
     `name` is unique in the corpus. `context` is the same with the AIHub folders above it, which say what a file is.
     `source` is that of records whose config and schema name none: the input's own name. None of these depends on where
-    the data lies on this machine.
+    the data lies on this machine. `commit`: of a dataset of the hub.
     """
 
     input_index: int
@@ -83,10 +119,20 @@ class InputFile:
     is_gzip: bool = False
     skip_reason: str = ""
     reject_error: str = ""
+    commit: str = ""
 
     @property
     def identity(self) -> list[str | int]:
-        return [self.name, self.context, self.num_bytes, self.mtime_ns]
+        return [self.name, self.context, self.num_bytes, self.commit or self.mtime_ns]
+
+
+@dataclass(frozen=True)
+class _Root:
+    """An input on this machine. `named`: the path whose end becomes its label; of a hub's dataset it is its name."""
+
+    path: Path
+    named: Path
+    commit: str = ""
 
 
 def find_files(inputs: Sequence[InputConfig]) -> list[InputFile]:
@@ -95,16 +141,24 @@ def find_files(inputs: Sequence[InputConfig]) -> list[InputFile]:
     Raises:
         StageError: a path that does not exist, or one that is given twice.
     """
-    for index, options in enumerate(inputs):
-        if not options.path.exists():
-            raise StageError(f"inputs.{index}.path: {options.path} does not exist; give a file or a folder")
-    labels = _unique_labels([options.path for options in inputs])
+    roots = [_root(options, where=f"inputs.{index}.path") for index, options in enumerate(inputs)]
     files: list[InputFile] = []
-    for index, (options, label) in enumerate(zip(inputs, labels, strict=True)):
-        found = [options.path] if options.path.is_file() else _files_below(options.path)
-        named = [_input_file(index, path, label, options) for path in found]
-        files += _pass_over_notes(_join_parts(sorted(named, key=lambda file: file.name)), options)
+    for index, (root, label) in enumerate(zip(roots, _unique_labels([root.named for root in roots]), strict=True)):
+        options = inputs[index]
+        found = [root.path] if root.path.is_file() else _files_below(root.path)
+        named = [_input_file(index, path, label, options, root) for path in found]
+        files += _pass_over_notes(_join_parts(sorted(named, key=lambda file: file.name)), options, label)
     return files
+
+
+def _root(options: InputConfig, *, where: str) -> _Root:
+    dataset = hub.dataset_of(options.path, where=where)
+    if dataset is not None:
+        snapshot = hub.fetch(dataset, patterns=options.files or _READABLE, where=where)
+        return _Root(snapshot.folder, Path("/hf:", dataset.name), snapshot.commit)
+    if not options.path.exists():
+        raise StageError(f"{where}: {options.path} does not exist; give a file or a folder")
+    return _Root(options.path, options.path.resolve())
 
 
 def kind_of_name(name: str) -> tuple[Kind | None, bool]:
@@ -141,50 +195,51 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _unique_labels(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of the given paths that tell them apart: two `TL1.zip` become `1.Training/TL1.zip`, …"""
-    resolved = [path.resolve() for path in paths]
-    for path in resolved:
-        if resolved.count(path) > 1:
+    for path in paths:
+        if paths.count(path) > 1:
             raise StageError(f"inputs: {path} is given twice; name it once")
     labels = []
-    for path in resolved:
+    for path in paths:
         depth = 1
-        while sum(other.parts[-depth:] == path.parts[-depth:] for other in resolved) > 1:
+        while sum(other.parts[-depth:] == path.parts[-depth:] for other in paths) > 1:
             depth += 1
         labels.append(_nfc("/".join(path.parts[-depth:])))
     return labels
 
 
-def _input_file(index: int, path: Path, label: str, options: InputConfig) -> InputFile:
-    inside = "" if path == options.path else f"/{path.relative_to(options.path).as_posix()}"
-    name = label + _nfc(inside)
+def _input_file(index: int, path: Path, label: str, options: InputConfig, root: _Root) -> InputFile:
+    inside = "" if path == root.path else f"/{_nfc(path.relative_to(root.path).as_posix())}"
+    name = label + inside
     kind, is_gzip = kind_of_name(name)
     if options.format != "auto" and kind != "zip" and not _PART.fullmatch(name):
         kind = options.format
     stat = path.stat()
-    reason = skip_reason(name, kind)
-    context = (_context(options.path) + _nfc(inside)).lstrip("/")
+    is_chosen = not inside or not options.files or any(fnmatchcase(inside[1:], _nfc(glob)) for glob in options.files)
+    reason = skip_reason(name, kind) if is_chosen else "not_chosen"
+    context = (_context(root) + inside).lstrip("/")
     return InputFile(
         index,
         name,
         context,
         (path,),
-        _source(options.path),
+        _source(root),
         stat.st_size,
         stat.st_mtime_ns,
         kind,
         is_gzip,
         skip_reason=reason,
+        commit=root.commit,
     )
 
 
-def _source(path: Path) -> str:
-    name = _nfc(path.resolve().name)
-    return name if path.is_dir() else name.partition(".")[0]
+def _source(root: _Root) -> str:
+    name = _nfc(root.named.name)
+    return name if root.path.is_dir() else name.partition(".")[0]
 
 
-def _context(path: Path) -> str:
-    parts = path.resolve().parts
-    own_name = len(parts) if path.is_dir() else len(parts) - 1  # the name of a user's folder tells nothing
+def _context(root: _Root) -> str:
+    parts = root.named.parts
+    own_name = len(parts) if root.path.is_dir() else len(parts) - 1  # the name of a user's folder tells nothing
     first = next((at for at, part in enumerate(parts) if _AIHUB_FOLDER.fullmatch(_nfc(part))), own_name)
     return _nfc("/".join(parts[first:]))
 
@@ -224,14 +279,15 @@ def _joined(name: str, pieces: list[tuple[int, InputFile]]) -> InputFile:
     return InputFile(first.input_index, name, context, paths, first.source, total, newest, "zip", reject_error=error)
 
 
-def _pass_over_notes(files: list[InputFile], options: InputConfig) -> list[InputFile]:
-    """Text files beside data files (README.txt, SOURCE.txt, LICENSE.md) tell about the data: not part of it."""
+def _pass_over_notes(files: list[InputFile], options: InputConfig, label: str) -> list[InputFile]:
+    """Text files beside data files (README.txt, SOURCE.txt, LICENSE.md) and the card of a hub's dataset: no data."""
     if options.format != "auto":
         return files
     data_folders = {_folder(file.name) for file in files if file.kind not in (None, "text")}
 
     def is_note(file: InputFile) -> bool:
-        return file.kind == "text" and not file.skip_reason and _folder(file.name) in data_folders
+        is_card = bool(file.commit) and file.name == f"{label}/README.md"
+        return file.kind == "text" and not file.skip_reason and (is_card or _folder(file.name) in data_folders)
 
     return [replace(file, skip_reason="text_beside_data") if is_note(file) else file for file in files]
 

@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_pipeline import disk
 from data_pipeline.corpus import duplicates
 from data_pipeline.corpus.archive import ExpansionLimits
 from data_pipeline.corpus.duplicates import Digests
 from data_pipeline.corpus.read import FileRange, Reading
-from data_pipeline.corpus.records import RecordWriter, Reject, iterate_rows
+from data_pipeline.corpus.records import RecordName, RecordWriter, Reject, iterate_rows, text_bytes
 from data_pipeline.corpus.sources import InputConfig
 
-TEXT, ID = "text", "id"  # what is compared: equal texts are dropped, equal ids are told apart
+TEXT, ID = "text", "id"  # what is compared: equal texts (or turns) are dropped, equal ids are told apart
 
 
 @dataclass(frozen=True)
@@ -54,21 +53,27 @@ class Staging:
 
 
 def read_part(
-    staging: Staging, part: int, pieces: Iterable[FileRange], inputs: Sequence[InputConfig], *, limits: ExpansionLimits
+    staging: Staging,
+    part: int,
+    pieces: Iterable[FileRange],
+    inputs: Sequence[InputConfig],
+    *,
+    limits: ExpansionLimits,
+    record: RecordName,
 ) -> None:
     """Read `pieces` into rows, their digests and rejects; the tally is the marker."""
     texts, ids = Digests(), Digests()
     with _Rejects(staging.output / "rejects" / f"part-{part:05d}.jsonl") as rejects:
-        reading = Reading(inputs, limits=limits, on_reject=rejects.add)
+        reading = Reading(inputs, limits=limits, on_reject=rejects.add, record=record)
         with (
             disk.durable_file(staging.rows(part)) as file,
-            contextlib.closing(RecordWriter(file, compression="lz4")) as writer,
+            contextlib.closing(RecordWriter(file, compression="lz4", kind=record)) as writer,
         ):
             for piece in pieces:
-                for record in reading.records(piece):
-                    writer.write(record)
-                    texts.add(record.text)
-                    ids.add(record.id)
+                for row in reading.records(piece):
+                    writer.write(row)
+                    texts.add(row.compared)
+                    ids.add(row.id)
     texts.save(staging.digests(part, TEXT))
     ids.save(staging.digests(part, ID))
     disk.write_json(staging.marker("read", part), {"tally": reading.tally.to_tree(), "rejects": rejects.entry()})
@@ -83,12 +88,12 @@ def find_repeats(staging: Staging, bucket: int, *, num_parts: int, num_buckets: 
     disk.write_json(staging.marker("repeats", bucket), {})
 
 
-def write_part(staging: Staging, part: int, *, num_buckets: int) -> None:
+def write_part(staging: Staging, part: int, *, num_buckets: int, record: RecordName) -> None:
     """Write a part of the corpus without repeated texts; a part without rows leaves no file."""
     counts: Counter[str] = Counter()
     sources: dict[str, Counter[str]] = {}
     path = staging.output / "data" / f"part-{part:05d}.parquet"
-    with disk.durable_file(path) as file, contextlib.closing(RecordWriter(file)) as writer:
+    with disk.durable_file(path) as file, contextlib.closing(RecordWriter(file, kind=record)) as writer:
         for batch in _without_repeats(staging, part, num_buckets, counts):
             writer.write_batch(batch)
             _count_rows(batch, counts, sources)
@@ -126,8 +131,7 @@ def _with_new_ids(batch: pa.RecordBatch, part: int, rows: np.ndarray, is_renamed
 
 
 def _count_rows(batch: pa.RecordBatch, counts: Counter[str], sources: dict[str, Counter[str]]) -> None:
-    num_bytes = pc.binary_length(batch["text"])
-    table = pa.table({"source": batch["source"], "num_bytes": pc.cast(num_bytes, pa.int64())})
+    table = pa.table({"source": batch["source"], "num_bytes": text_bytes(batch)})
     for row in (
         table.group_by("source", use_threads=False).aggregate([("num_bytes", "sum"), ([], "count_all")]).to_pylist()
     ):

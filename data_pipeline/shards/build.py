@@ -1,5 +1,7 @@
 """`dure shards build`: corpus records -> ids + EOS -> Arrow shards of train and heldout.
 
+Documents are encoded as they are, instruction records through a template. What made the ids is kept beside them.
+
 One task a Parquet part of the corpus; each commits its own shards and then a record of them under `.tasks/`, so that a
 killed task leaves nothing that counts. The result depends on corpus, tokenizer and config alone: not on the number
 of workers, on where folders lie, or on what was killed before.
@@ -18,15 +20,22 @@ from pydantic import Field
 from data_pipeline import disk
 from data_pipeline.config import Config, to_tree
 from data_pipeline.corpus.records import HELDOUT
+from data_pipeline.shards.companions import remove_companions, write_companions
 from data_pipeline.shards.format import FORMAT_VERSION, KIND, SPLITS, Split, read_shards_manifest, token_dtype
-from data_pipeline.shards.part import COUNTS, is_heldout, write_part
+from data_pipeline.shards.instructions import FAULTS, instructions_recipe
+from data_pipeline.shards.part import COUNTS, DOCUMENTS, Recipe, is_heldout, write_part
 from data_pipeline.stage import MANIFEST_NAME, Manifest, StageError, Task, fingerprint, read_manifest, write_manifest
-from data_pipeline.tokenizer.fingerprint import tokenizer_fingerprint
+from data_pipeline.templates.load import load_template, template_names
+from data_pipeline.tokenizer.encode import special_tokens
+from data_pipeline.tokenizer.fingerprint import tokenizer_file, tokenizer_fingerprint
 
 if TYPE_CHECKING:
+    from data_pipeline.templates.template import Template
     from data_pipeline.tokenizer.encode import Encoder
 
 TASKS_FOLDER = ".tasks"
+# What decides whether a build is accepted, not what its shards hold.
+_LIMITS = ("max_unk_rate", "drop_faulty_rows")
 
 
 class ShardsConfig(Config):
@@ -39,6 +48,9 @@ class ShardsConfig(Config):
     use_split_hint: bool = True  # records that their source calls held out (AIHub's Validation) go to heldout
     max_shard_bytes: int = Field(default=256_000_000, ge=16_384)
     max_unk_rate: float = Field(default=0.01, ge=0, le=1)  # of all tokens without EOS
+    template: str | None = None  # of instruction records: a name, a file, or "tokenizer" for the tokenizer's own
+    max_tokens: int | None = Field(default=None, ge=2)  # of an instruction row, EOS included; longer ones are faulty
+    drop_faulty_rows: bool = False  # count and leave out instruction rows that can't be learned, instead of refusing
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,7 @@ class ShardsBuild:
         if not (self.output / MANIFEST_NAME).is_file():
             return False
         manifest = read_shards_manifest(self.output)
-        ours, theirs = self._inputs(), manifest["inputs"]
+        ours, theirs = self.inputs, manifest["inputs"]
         if theirs["tokenizer_fingerprint"] != ours["tokenizer_fingerprint"]:
             raise StageError(
                 f"{self.output}: holds shards of tokenizer {theirs['tokenizer_fingerprint'][:16]}…, but "
@@ -75,8 +87,8 @@ class ShardsBuild:
         """One task a part of the corpus, in corpus order."""
         self.is_done()
         corpus = self._corpus()
-        inputs = self._inputs()
-        task_inputs = fingerprint({key: value for key, value in inputs.items() if key != "max_unk_rate"})
+        inputs = self.inputs
+        task_inputs = fingerprint({key: value for key, value in inputs.items() if key not in _LIMITS})
         return [
             Task(
                 name=f"part-{number:05d}",
@@ -103,6 +115,7 @@ class ShardsBuild:
             )
         part = write_part(
             self.config.corpus / task.spec["file"],
+            recipe=self._recipe(),
             encoder=encoder,
             output=self.output,
             name=task.name,
@@ -119,6 +132,7 @@ class ShardsBuild:
             },
             "files": part.files,
             "counts": part.counts,
+            "examples": part.examples,
         }
         folder = self.output / TASKS_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,28 +144,36 @@ class ShardsBuild:
             self._remove_task_records()
             return read_shards_manifest(self.output)
         records = self._records()
+        recipe = self._recipe()
         splits = {
-            split: {key: sum(record["counts"][split][key] for record in records) for key in COUNTS} for split in SPLITS
+            split: {key: sum(record["counts"][split][key] for record in records) for key in (*COUNTS, *recipe.counts)}
+            for split in SPLITS
         }
+        self._check_faults(splits, records)
         self._check_counts(splits)
         files = [
             entry for split in SPLITS for record in records for entry in record["files"] if entry["split"] == split
         ]
         self._remove_strays({entry["name"] for entry in files})
-        inputs = self._inputs()
+        inputs = self.inputs
         tokenizer = records[0]["tokenizer"]
+        template = self._template()
+        companions = write_companions(self.output, tokenizer=self.config.tokenizer, template=template)
         manifest = write_manifest(
             self.output,
             {
                 "kind": KIND,
                 "format_version": FORMAT_VERSION,
-                "record": "document",
+                "record": recipe.record,
+                "template": inputs["template"],
                 "tokenizer_fingerprint": inputs["tokenizer_fingerprint"],
                 "tokenizer": tokenizer,
+                "pad_is_eos": tokenizer["pad_id"] is None,
                 "dtype": token_dtype(tokenizer["vocab_size"]).name,
                 "corpus_files_sha256": inputs["corpus_files_sha256"],
                 "splits": splits,
                 "files": files,
+                "companions": companions,
                 "inputs": inputs,
                 "inputs_sha256": fingerprint(inputs),
             },
@@ -161,27 +183,53 @@ class ShardsBuild:
 
     def _corpus(self) -> Manifest:
         corpus = read_manifest(self.config.corpus, kind="corpus")
-        if corpus["record"] != "document":
+        record, template = corpus["record"], self.config.template
+        if record not in ("document", "instruction"):
             raise StageError(
-                f"{self.config.corpus}: holds {corpus['record']!r} records, but shards are made of 'document' records; "
-                "give a corpus of documents"
+                f"{self.config.corpus}: holds {record!r} records, but shards are made of 'document' or 'instruction' "
+                "records; give such a corpus"
             )
+        if record == "instruction" and template is None:
+            raise StageError(
+                f"{self.config.corpus}: holds instruction records, but template is not set; set template to one of "
+                f"{', '.join(template_names())} ('tokenizer' is its own chat template), or to the path of a file"
+            )
+        for key in ("template", "max_tokens"):
+            if record == "document" and (value := getattr(self.config, key)) is not None:
+                raise StageError(
+                    f"{self.config.corpus}: holds document records, but {key} is {value!r}; leave {key} out, or "
+                    "give a corpus of instruction records (`dure corpus build --record instruction`)"
+                )
         if corpus["num_records"] == 0:
             raise StageError(
-                f"{self.config.corpus}: the corpus holds 0 documents (빈 말뭉치), so there is nothing to encode; "
+                f"{self.config.corpus}: the corpus holds 0 {record}s (빈 말뭉치), so there is nothing to encode; "
                 "its manifest.json counts what `dure corpus build` dropped and rejected, and why"
             )
         return corpus
 
-    def _inputs(self) -> dict[str, Any]:
+    @property
+    def inputs(self) -> dict[str, Any]:
         """All that decides the shards; no paths, so that equal shards have equal manifests wherever they lie."""
         tree = to_tree(self.config)
+        corpus, template = self._corpus(), self._template()
+        folder = tokenizer_file(self.config.tokenizer).parent
         return {
             "format_version": FORMAT_VERSION,
             # By content: the manifest also holds the paths and times of the files that the corpus was built from.
-            "corpus_files_sha256": fingerprint(self._corpus()["files"]),
+            "corpus_files_sha256": fingerprint(corpus["files"]),
             "tokenizer_fingerprint": tokenizer_fingerprint(self.config.tokenizer),
-        } | {key: value for key, value in tree.items() if key not in ("corpus", "tokenizer", "output")}
+            "special_tokens": special_tokens(folder),
+            **{key: value for key, value in tree.items() if key not in ("corpus", "tokenizer", "output")},
+            "template": None if template is None else {"name": template.name, "sha256": template.sha256},
+        }
+
+    def _template(self) -> Template | None:
+        name = self.config.template
+        return None if name is None else load_template(name, tokenizer=self.config.tokenizer)
+
+    def _recipe(self) -> Recipe:
+        template = self._template()
+        return DOCUMENTS if template is None else instructions_recipe(template, max_tokens=self.config.max_tokens)
 
     def _is_heldout(self, record_id: str, split_hint: str) -> bool:
         hinted = self.config.use_split_hint and split_hint == HELDOUT
@@ -212,8 +260,29 @@ class ShardsBuild:
             )
         return [record for record in records if record is not None]
 
+    def _check_faults(self, splits: dict[Split, dict[str, int]], records: list[dict[str, Any]]) -> None:
+        """Law 10: rows that nothing can be learned from are counted and refused."""
+        if self.config.drop_faulty_rows:
+            return
+        found = []
+        for fault, meaning in FAULTS.items():
+            count = sum(counts.get(fault, 0) for counts in splits.values())
+            examples = [record["examples"][fault] for record in records if fault in record["examples"]]
+            if count:
+                found.append(f"{count:,} {meaning} (the first is {examples[0]!r})")
+        if found:
+            raise StageError(
+                f"{self.output}: of the instruction rows, {'; '.join(found)}; mend them in the corpus, "
+                "or leave them out with drop_faulty_rows=true"
+            )
+
     def _check_counts(self, splits: dict[Split, dict[str, int]]) -> None:
         train, limit = splits["train"], self.config.max_unk_rate
+        if self.config.template is not None and train["num_documents"] == 0:
+            raise StageError(
+                f"{self.output}: no instruction row is left for train ({splits['heldout']['num_documents']:,} are held "
+                "out, the others faulty); lower heldout_fraction, or look at the counts in .tasks"
+            )
         if train["num_tokens"] == train["num_documents"]:
             raise StageError(
                 f"{self.output}: the {train['num_documents']:,} documents of train encode to no token beside EOS "
@@ -235,6 +304,7 @@ class ShardsBuild:
 
     def _remove_strays(self, names: set[str]) -> None:
         """Remove what killed or other builds left beside the shards."""
+        remove_companions(self.output)
         for split in SPLITS:
             for path in (self.output / split).glob("part-*"):
                 if path.relative_to(self.output).as_posix() not in names:

@@ -1,30 +1,46 @@
 """What a folder of token shards looks like: schema, split names, and the manifest as typed values.
 
     manifest.json                 written last; tokenizer fingerprint, counts, a hash of each file
+    tokenizer/                    what made the ids: tokenizer.json and the settings beside it
+    template.yaml                 what rendered the rows of instruction records
     train/part-00000-0000.arrow   part of the corpus, then number of the shard made from it
     heldout/part-00000-0000.arrow
     rows/...                      row tables, made later by data_pipeline/stream/table.py
 
-Every document is its ids and a final EOS. A document of n + 1 ids gives n (input, label) pairs, here called pairs.
+Every document is its ids and a final EOS. A document of n + 1 ids gives n (input, label) pairs, here called pairs. In
+shards of instruction records a row is a document with `loss_spans`: the ids [start, end) of it that are targets.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from data_pipeline.stage import Manifest, StageError, read_manifest
 
+if TYPE_CHECKING:
+    from data_pipeline.templates.template import Template
+
 KIND = "shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+TOKENIZER_FOLDER = "tokenizer"
+TEMPLATE_FILE = "template.yaml"
 RECORDS_PER_BATCH = 65_536
 SPLITS: tuple[Split, ...] = ("train", "heldout")
+LOSS_SPANS = pa.list_(
+    pa.field(
+        "item",
+        pa.struct([pa.field("start", pa.int32(), nullable=False), pa.field("end", pa.int32(), nullable=False)]),
+        nullable=False,
+    )
+)
 
 Split = Literal["train", "heldout"]
+RecordKind = Literal["document", "instruction"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,7 @@ class ShardSet:
 
     folder: Path
     split: str
+    record: RecordKind
     manifest_sha256: str
     tokenizer_fingerprint: str
     dtype: np.dtype[Any]
@@ -51,8 +68,14 @@ class ShardSet:
     pad_id: int
     num_documents: int
     num_tokens: int
+    num_targets: int
     num_bytes: int
     files: tuple[ShardFile, ...]
+
+    @property
+    def pad_is_eos(self) -> bool:
+        """Whether padding is written with EOS, for want of a pad token. Padding is never a target all the same."""
+        return self.pad_id == self.eos_id
 
     @property
     def num_pairs(self) -> int:
@@ -65,17 +88,18 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def document_schema(dtype: np.dtype[Any]) -> pa.Schema:
-    """Columns of a shard of documents."""
+def shard_schema(dtype: np.dtype[Any], *, record: RecordKind) -> pa.Schema:
+    """Columns of a shard."""
     ids = pa.large_list(pa.field("item", pa.from_numpy_dtype(dtype), nullable=False))
-    return pa.schema(
-        [
-            pa.field("input_ids", ids, nullable=False),
-            pa.field("record_id", pa.string(), nullable=False),
-            pa.field("num_bytes", pa.int64(), nullable=False),
-            pa.field("source", pa.string(), nullable=False),
-        ]
-    )
+    columns = [
+        pa.field("input_ids", ids, nullable=False),
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("num_bytes", pa.int64(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+    ]
+    if record == "instruction":
+        columns.append(pa.field("loss_spans", LOSS_SPANS, nullable=False))
+    return pa.schema(columns)
 
 
 def read_shards_manifest(folder: Path) -> Manifest:
@@ -104,6 +128,7 @@ def read_shards(folder: Path, *, split: str) -> ShardSet:
     return ShardSet(
         folder=folder,
         split=split,
+        record=manifest.get("record", "document"),
         manifest_sha256=manifest["manifest_sha256"],
         tokenizer_fingerprint=manifest["tokenizer_fingerprint"],
         dtype=np.dtype(manifest["dtype"]),
@@ -113,6 +138,7 @@ def read_shards(folder: Path, *, split: str) -> ShardSet:
         pad_id=tokenizer["eos_id"] if tokenizer["pad_id"] is None else tokenizer["pad_id"],
         num_documents=counts["num_documents"],
         num_tokens=counts["num_tokens"],
+        num_targets=counts.get("num_targets", counts["num_tokens"] - counts["num_documents"]),
         num_bytes=counts["num_bytes"],
         files=tuple(_shard_file(folder, entry) for entry in manifest["files"] if entry["split"] == split),
     )
@@ -135,3 +161,28 @@ def check_tokenizer(shards: Path, tokenizer_fingerprint: str) -> None:
             f"{shards}: made with tokenizer {found[:16]}…, but this run uses {tokenizer_fingerprint[:16]}… "
             "(다른 토크나이저의 샤드); give the tokenizer that made them, or build shards with this one"
         )
+
+
+def tokenizer_folder(shards: Path) -> Path:
+    """The tokenizer that made a finished shards folder, kept inside it; raises StageError where there is none."""
+    folder = shards / TOKENIZER_FOLDER
+    if not (folder / "tokenizer.json").is_file():
+        read_shards_manifest(shards)
+        raise StageError(f"{folder}: no tokenizer.json there, so these shards can't be decoded; build them again")
+    return folder
+
+
+def template_of(shards: Path) -> Template | None:
+    """The template that rendered the rows of a finished shards folder; None for shards of documents."""
+    says = read_shards_manifest(shards).get("template")
+    if says is None:
+        return None
+    from data_pipeline.templates.load import load_template
+
+    template = load_template(str(shards / TEMPLATE_FILE), tokenizer=tokenizer_folder(shards))
+    if template.sha256 != says["sha256"]:
+        raise StageError(
+            f"{shards / TEMPLATE_FILE}: the template is {template.sha256[:16]}…, manifest.json says "
+            f"{says['sha256'][:16]}…; restore the file, or build the shards again"
+        )
+    return template

@@ -1,7 +1,12 @@
-"""`dure shards inspect`: counts, a histogram of lengths, and the first rows as a model will see them."""
+"""`dure shards inspect`: counts, a histogram of lengths, and the first rows as a model will see them.
+
+Of instruction rows it shows what is learned: targets in green and their EOS on green, without colour in ⟦ ⟧.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.shards.format import SPLITS, ShardSet, read_shards, read_shards_manifest
+from data_pipeline.shards.format import (
+    SPLITS,
+    TOKENIZER_FOLDER,
+    RecordKind,
+    ShardSet,
+    read_shards,
+    read_shards_manifest,
+    tokenizer_folder,
+)
 from data_pipeline.shards.reader import iterate_lengths
 from data_pipeline.stage import StageError
 from data_pipeline.stream.batch import NO_TARGET, Batch, RowBuffers
@@ -24,7 +37,10 @@ IntArray = NDArray[np.int64]
 
 BAR_WIDTH = 40
 COLOURS = ("\x1b[36m", "\x1b[33m")  # neighbours differ
+TARGET, TARGET_EOS = "\x1b[32m", "\x1b[30;42m"
 RESET = "\x1b[0m"
+LINE_END = "↵"
+PACKINGS: dict[RecordKind, Packing] = {"document": "concatenated", "instruction": "best_fit"}
 
 
 def describe(
@@ -33,24 +49,34 @@ def describe(
     tokenizer: Path | None = None,
     split: str = "train",
     seq_len: int = 2048,
-    packing: Packing = "concatenated",
+    packing: Packing | None = None,
     num_rows: int = 2,
     colour: bool = False,
 ) -> str:
     """Text about a finished shards folder. Writes nothing, and reads the lengths and the first documents only.
 
-    Rows are decoded if `tokenizer` is given, and shown as ids otherwise.
+    Rows are decoded by the tokenizer that the shards carry, or by `tokenizer`; without one they are shown as ids.
+    `packing`: concatenated for documents and best_fit for instruction rows if None.
 
     Raises:
-        StageError: an unfinished folder, an empty split, or a tokenizer other than the one that made the shards.
+        StageError: an unfinished folder, an empty split, a tokenizer other than the one that made the shards, or
+            instruction rows concatenated.
     """
     manifest = read_shards_manifest(folder)
     shards = read_shards(folder, split=split)
     decoder = _decoder(shards, tokenizer)
+    packing = packing or PACKINGS[shards.record]
+    if shards.record == "instruction" and packing != "best_fit":
+        raise StageError(
+            f"{folder}: holds instruction rows, which are packed best_fit only, but packing is {packing!r}"
+        )
     lines = [
         f"{folder}: shards of {manifest['record']} records, {manifest['dtype']} ids",
-        f"tokenizer {shards.tokenizer_fingerprint[:16]}…, {shards.vocab_size:,} ids, EOS {shards.eos_id}",
+        f"tokenizer {shards.tokenizer_fingerprint[:16]}…, {shards.vocab_size:,} ids, EOS {shards.eos_id}, "
+        + (f"pad {shards.pad_id}" if not shards.pad_is_eos else "no pad token of its own: padded with EOS"),
+        *_template_line(manifest),
         *_table_of_splits(manifest),
+        *_table_of_targets(manifest),
         f"tokens a document, EOS included, {split}:",
         *_histogram(shards),
         f"first rows of {split}, {packing}, seq_len {seq_len} (before the permutation):",
@@ -61,7 +87,9 @@ def describe(
 
 def _decoder(shards: ShardSet, tokenizer: Path | None) -> Tokenizer | None:
     if tokenizer is None:
-        return None
+        if not (shards.folder / TOKENIZER_FOLDER).is_dir():
+            return None
+        tokenizer = tokenizer_folder(shards.folder)
     found = tokenizer_fingerprint(tokenizer)
     if found != shards.tokenizer_fingerprint:
         raise StageError(
@@ -73,18 +101,45 @@ def _decoder(shards: ShardSet, tokenizer: Path | None) -> Tokenizer | None:
     return Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
 
 
+def _template_line(manifest: dict[str, Any]) -> Iterator[str]:
+    if template := manifest.get("template"):
+        yield f"template {template['name']}, {template['sha256'][:16]}…"
+
+
+def _table_of_targets(manifest: dict[str, Any]) -> Iterator[str]:
+    """Of instruction rows: what is learned of each split, and what was left out."""
+    if manifest.get("record") != "instruction":
+        return
+    left_out = {
+        "no target": "num_no_target",
+        "no EOS": "num_no_eos",
+        "emptied": "num_emptied",
+        "too long": "num_too_long",
+    }
+    yield f"{'split':8} {'targets':>15} {'of tokens':>10} " + " ".join(f"{name:>10}" for name in left_out)
+    for split in SPLITS:
+        counts = manifest["splits"][split]
+        share = counts["num_targets"] / max(counts["num_tokens"], 1)
+        faults = " ".join(f"{counts[key]:10,}" for key in left_out.values())
+        yield f"{split:8} {counts['num_targets']:15,} {share:10.2%} {faults}"
+
+
 def _table_of_splits(manifest: dict[str, Any]) -> Iterator[str]:
+    """Of instruction rows, bytes are those of the answers, and stand beside the targets."""
+    is_document = manifest["record"] == "document"
+    bytes_name, rate_name = ("bytes", "B/token") if is_document else ("answer bytes", "B/target")
     yield (
-        f"{'split':8} {'files':>7} {'documents':>13} {'empty':>9} {'tokens':>17} {'bytes':>17} "
-        f"{'B/token':>8} {'unknown':>9}"
+        f"{'split':8} {'files':>7} {'documents':>13} {'empty':>9} {'tokens':>17} {bytes_name:>17} "
+        f"{rate_name:>8} {'unknown':>9}"
     )
     for split in SPLITS:
         counts = manifest["splits"][split]
         num_files = sum(entry["split"] == split for entry in manifest["files"])
         num_ids = max(counts["num_tokens"] - counts["num_documents"], 1)
+        num_learned = num_ids if is_document else max(counts["num_targets"], 1)
         yield (
             f"{split:8} {num_files:7,} {counts['num_documents']:13,} {counts['num_empty']:9,} "
-            f"{counts['num_tokens']:17,} {counts['num_bytes']:17,} {counts['num_bytes'] / num_ids:8.2f} "
+            f"{counts['num_tokens']:17,} {counts['num_bytes']:17,} {counts['num_bytes'] / num_learned:8.2f} "
             f"{counts['num_unk'] / num_ids:9.4%}"
         )
 
@@ -103,15 +158,21 @@ def _rows(
     shards: ShardSet, decoder: Tokenizer | None, *, seq_len: int, packing: Packing, num_rows: int, colour: bool
 ) -> Iterator[str]:
     starts, lengths = _first_documents(shards)
+    if shards.record == "instruction":
+        fits = lengths <= seq_len
+        if not fits.all():
+            yield f"({np.count_nonzero(~fits):,} of the first {len(fits):,} rows are longer than seq_len: not shown)"
+        starts, lengths = starts[fits], lengths[fits]
     pack = pack_best_fit if packing == "best_fit" else _pack_concatenated
     window = pack(starts, lengths, seq_len=seq_len)
     numbers = np.arange(min(num_rows, len(window.row_ends)))
     out = RowBuffers.empty(len(numbers), seq_len)
     ShardMaps(shards).write_segments(numbers, window.row_ends, window.starts, window.lengths, out)
     batch = Batch(out.input_ids, out.labels, out.position_ids, row_ids=numbers, num_targets=0)
+    show = _segments if shards.record == "document" else functools.partial(_answered, eos_id=shards.eos_id)
     for row in range(len(numbers)):
         yield f"row {row}"
-        yield from _segments(batch, row, decoder, colour=colour)
+        yield from show(batch, row, decoder, colour=colour)
 
 
 def _first_documents(shards: ShardSet) -> tuple[IntArray, IntArray]:
@@ -155,3 +216,46 @@ def _segments(batch: Batch, row: int, decoder: Tokenizer | None, *, colour: bool
         text = str(ids) if decoder is None else repr(decoder.decode(ids, skip_special_tokens=False))
         shown = f"{COLOURS[number % 2]}{text}{RESET}" if colour else text
         yield f"  [{first:5} – {end - 1:5}] positions 0 – {end - 1 - first}: {shown}"
+
+
+def _answered(batch: Batch, row: int, decoder: Tokenizer | None, *, eos_id: int, colour: bool) -> Iterator[str]:
+    """One block a segment: its places, how many of its ids are targets, and its text with the targets marked."""
+    inputs, labels, positions = batch.input_ids[row], batch.labels[row], batch.position_ids[row]
+    firsts = np.flatnonzero(positions == 0).tolist()
+    for first, end in zip(firsts, [*firsts[1:], len(inputs)], strict=True):
+        of_segment = labels[first:end]
+        if (of_segment == NO_TARGET).all():
+            yield f"  [{first:5} – {end - 1:5}] padding"
+            continue
+        # The last label is a target, so the ids of the row are its inputs and that label.
+        ids = [*inputs[first:end].tolist(), int(of_segment[-1])]
+        is_target = [False, *(of_segment != NO_TARGET).tolist()]
+        yield f"  [{first:5} – {end - 1:5}] {sum(is_target)} targets of {end - first}"
+        yield from _indented(_marked(ids, is_target, decoder, eos_id=eos_id, colour=colour))
+
+
+def _marked(ids: list[int], is_target: list[bool], decoder: Tokenizer | None, *, eos_id: int, colour: bool) -> str:
+    """Runs of targets and others, decoded one by one: a run ends where a piece of the template ends."""
+    text = ""
+    for targets, pairs in itertools.groupby(zip(ids, is_target, strict=True), key=lambda pair: pair[1]):
+        run = [token_id for token_id, _ in pairs]
+        has_eos = targets and run[-1] == eos_id
+        shown = _decoded(run[:-1] if has_eos else run, decoder)
+        eos = _decoded([eos_id], decoder) if has_eos else ""
+        if not targets:
+            text += shown
+        elif colour:
+            text += f"{TARGET}{shown}{RESET}" + (f"{TARGET_EOS}{eos}{RESET}" if has_eos else "")
+        else:
+            text += f"⟦{shown}{eos}⟧"
+    return text
+
+
+def _decoded(ids: list[int], decoder: Tokenizer | None) -> str:
+    return f" {ids} " if decoder is None else decoder.decode(ids, skip_special_tokens=False)
+
+
+def _indented(text: str) -> Iterator[str]:
+    *lines, last = text.split("\n")
+    yield from (f"    {line}{LINE_END}" for line in lines)
+    yield f"    {last}"

@@ -1,11 +1,15 @@
-"""One Parquet part of a corpus -> its shards of train and heldout, with counts."""
+"""One Parquet part of a corpus -> its shards of train and heldout, with counts.
+
+What a batch of records becomes is the business of the function that encodes it: `encode_documents` here, and
+`encode_instructions` beside it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_pipeline.corpus.records import iterate_rows
-from data_pipeline.shards.format import SPLITS, token_dtype
+from data_pipeline.shards.format import SPLITS, RecordKind, token_dtype
 from data_pipeline.shards.writer import Documents, ShardWriter
 from data_pipeline.stage import StageError
 
@@ -28,16 +32,42 @@ COUNTS = ("num_documents", "num_tokens", "num_bytes", "num_unk", "num_empty")
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """What a batch of records became.
+
+    `counts`: by name, one number a document. `faults`: by name, for each record of the batch whether it has the fault;
+    a record with one became no document. `documents` and `counts` are of the others, `kept`.
+    """
+
+    documents: Documents
+    counts: dict[str, IntArray]
+    faults: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    kept: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the records of one kind become documents: the columns that it takes, and what it counts beside `COUNTS`."""
+
+    record: RecordKind
+    columns: tuple[str, ...]
+    encode: Callable[[pa.RecordBatch, Encoder], Encoded]
+    counts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PartResult:
-    """What one part became: files as the manifest spells them, and `COUNTS` of each split."""
+    """What one part became: files as the manifest spells them, the counts of each split, and an id for each fault."""
 
     files: list[dict[str, Any]]
     counts: dict[str, dict[str, int]]
+    examples: dict[str, str]
 
 
 def write_part(
     path: Path,
     *,
+    recipe: Recipe,
     encoder: Encoder,
     output: Path,
     name: str,
@@ -49,29 +79,37 @@ def write_part(
     `is_heldout` decides from a record's id and split hint.
     """
     dtype = token_dtype(encoder.vocab_size)
-    counts = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS}
+    counts = {split: Counter(dict.fromkeys((*COUNTS, *recipe.counts), 0)) for split in SPLITS}
+    examples: dict[str, str] = {}
     writers = {}
     for split in SPLITS:
         (output / split).mkdir(parents=True, exist_ok=True)
         writers[split] = ShardWriter(
-            output, f"{split}/{name}", split=split, dtype=dtype, max_shard_bytes=max_shard_bytes
+            output,
+            f"{split}/{name}",
+            split=split,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+            record=recipe.record,
         )
-    for batch in _read(path):
-        assert encoder.eos_id is not None  # an Encoder refuses a tokenizer without an end of text
-        flat, offsets = encoder.encode_batch(batch.column("text").to_pylist())
-        _check_ids(flat, encoder, path)
-        documents = _documents(batch, flat, offsets, eos_id=encoder.eos_id, dtype=dtype)
-        num_unk = _num_unk(flat, offsets, encoder.unk_id)
+    for batch in _read(path, recipe.columns):
+        found = recipe.encode(batch, encoder)
         ids, hints = batch.column("id").to_pylist(), batch.column("split_hint").to_pylist()
         held = np.array([is_heldout(record_id, hint) for record_id, hint in zip(ids, hints, strict=True)], bool)
+        for fault, has_fault in found.faults.items():
+            if has_fault.any():
+                examples.setdefault(fault, ids[int(np.argmax(has_fault))])
         for split, chosen in (("train", ~held), ("heldout", held)):
-            part = documents.where(chosen)
+            of_kept = chosen if found.kept is None else chosen[found.kept]
+            part = found.documents.where(of_kept)
             writers[split].add(part)
-            counts[split].update(_counts(part, num_unk[chosen]))
+            counts[split].update(_counts(part))
+            counts[split].update({key: int(values[of_kept].sum()) for key, values in found.counts.items()})
+            counts[split].update({key: int((values & chosen).sum()) for key, values in found.faults.items()})
     for writer in writers.values():
         writer.close()
     files = [entry for writer in writers.values() for entry in writer.files]
-    return PartResult(files=files, counts={split: dict(counts[split]) for split in SPLITS})
+    return PartResult(files=files, counts={split: dict(counts[split]) for split in SPLITS}, examples=examples)
 
 
 def is_heldout(record_id: str, fraction: float) -> bool:
@@ -79,18 +117,31 @@ def is_heldout(record_id: str, fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(record_id.encode()).digest()[:8], "big") < fraction * 2**64
 
 
-def _read(path: Path) -> Iterator[pa.RecordBatch]:
+def encode_documents(batch: pa.RecordBatch, encoder: Encoder) -> Encoded:
+    """Texts with an EOS behind each."""
+    assert encoder.eos_id is not None  # an Encoder refuses a tokenizer without an end of text
+    flat, offsets = encoder.encode_batch(batch.column("text").to_pylist())
+    check_ids(flat, encoder)
+    documents = _documents(batch, flat, offsets, eos_id=encoder.eos_id, dtype=token_dtype(encoder.vocab_size))
+    return Encoded(documents, {"num_unk": num_unk(flat, offsets, encoder.unk_id)})
+
+
+DOCUMENTS = Recipe("document", ("id", "text", "source", "split_hint"), encode_documents)
+
+
+def _read(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     try:
-        yield from iterate_rows(path, columns=["id", "text", "source", "split_hint"])
+        yield from iterate_rows(path, columns=columns)
     except (OSError, pa.ArrowInvalid) as error:
         raise StageError(f"{path}: cannot be read: {error}; restore it, or build the corpus again") from None
 
 
-def _check_ids(flat: NDArray[np.uint32], encoder: Encoder, path: Path) -> None:
+def check_ids(flat: NDArray[np.uint32], encoder: Encoder) -> None:
+    """Raise StageError for an id that the tokenizer can't have."""
     if len(flat) and int(flat.max()) >= encoder.vocab_size:
         raise StageError(
-            f"{path}: the tokenizer gave id {int(flat.max())}, but its vocabulary has {encoder.vocab_size} ids; "
-            "the tokenizer is damaged: train or fetch it again"
+            f"{encoder.folder}: the tokenizer gave id {int(flat.max())}, but its vocabulary has {encoder.vocab_size} "
+            "ids; the tokenizer is damaged: train or fetch it again"
         )
 
 
@@ -113,7 +164,7 @@ def _documents(
     )
 
 
-def _num_unk(flat: NDArray[np.uint32], offsets: IntArray, unk_id: int | None) -> IntArray:
+def num_unk(flat: NDArray[np.uint32], offsets: IntArray, unk_id: int | None) -> IntArray:
     """Unknown ids of each document."""
     if unk_id is None:
         return np.zeros(len(offsets) - 1, np.int64)
@@ -121,11 +172,10 @@ def _num_unk(flat: NDArray[np.uint32], offsets: IntArray, unk_id: int | None) ->
     return before[offsets[1:]] - before[offsets[:-1]]
 
 
-def _counts(documents: Documents, num_unk: IntArray) -> dict[str, int]:
+def _counts(documents: Documents) -> dict[str, int]:
     return {
         "num_documents": len(documents),
         "num_tokens": int(documents.lengths.sum()),
         "num_bytes": int(documents.num_bytes.sum()),
-        "num_unk": int(num_unk.sum()),
         "num_empty": int(np.count_nonzero(documents.lengths == 1)),
     }

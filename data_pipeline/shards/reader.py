@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -48,3 +49,39 @@ def iterate_lengths(shards: ShardSet) -> Iterator[NDArray[np.int64]]:
     for file in shards.files:
         for batch in open_shard(file):
             yield document_lengths(batch)
+
+
+def loss_spans(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """Of a record batch of instruction rows: (offsets of each row's spans, their starts, their ends), not copied."""
+    column = batch.column("loss_spans")
+    starts, ends = (column.values.field(number).to_numpy() for number in range(2))
+    return column.offsets.to_numpy(), starts, ends
+
+
+@dataclass(frozen=True)
+class InstructionIds:
+    """One instruction row: its ids with every EOS, and the spans [start, end) of them that are targets, in order."""
+
+    record_id: str
+    ids: NDArray[np.int64]
+    spans: tuple[tuple[int, int], ...]
+
+
+def iterate_instructions(shards: ShardSet) -> Iterator[InstructionIds]:
+    """The rows of instruction shards in shard order; raises StageError for shards of documents."""
+    if shards.record != "instruction":
+        raise StageError(
+            f"{shards.folder}: holds {shards.record} records, but instruction rows are needed; give shards that were "
+            "built with a template"
+        )
+    for file in shards.files:
+        for batch in open_shard(file):
+            ids, offsets = batch.column("input_ids").values.to_numpy(), batch.column("input_ids").offsets.to_numpy()
+            span_offsets, starts, ends = loss_spans(batch)
+            for number, record_id in enumerate(batch.column("record_id").to_pylist()):
+                chosen = slice(span_offsets[number], span_offsets[number + 1])
+                yield InstructionIds(
+                    record_id=record_id,
+                    ids=ids[offsets[number] : offsets[number + 1]].astype(np.int64),
+                    spans=tuple(zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True)),
+                )

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.shards.format import SPLITS, ShardSet, read_shards, read_shards_manifest
-from data_pipeline.shards.reader import open_shard
+from data_pipeline.shards.reader import loss_spans, open_shard
 from data_pipeline.stage import MANIFEST_NAME, Manifest, StageError, read_manifest, verify_files
 
 
@@ -21,6 +21,7 @@ def verify(folder: Path) -> list[str]:
     """
     manifest = read_shards_manifest(folder)
     faults = verify_files(folder, manifest)
+    faults += verify_files(folder, {"files": manifest.get("companions", [])})
     for split in SPLITS:
         if manifest["splits"][split]["num_documents"]:
             faults += _faults_of_split(read_shards(folder, split=split), manifest)
@@ -30,11 +31,13 @@ def verify(folder: Path) -> list[str]:
 def _faults_of_split(shards: ShardSet, manifest: Manifest) -> list[str]:
     faults: list[str] = []
     found = {"num_documents": 0, "num_tokens": 0, "num_bytes": 0, "num_empty": 0}
+    if shards.record == "instruction":
+        found["num_targets"] = 0
     for file in shards.files:
         try:
             for number, batch in enumerate(open_shard(file)):
                 faults += _faults_of_batch(batch, shards, where=f"{file.path}: record batch {number}")
-                for key, count in _counts(batch).items():
+                for key, count in _counts(batch, shards).items():
                     found[key] += count
         except StageError as error:
             faults.append(str(error))
@@ -62,10 +65,51 @@ def _faults_of_batch(batch: pa.RecordBatch, shards: ShardSet, *, where: str) -> 
         yield f"{where}: document {name!r} ends in id {ends[place]}, not in EOS {shards.eos_id}; build again"
     if int(ids.max()) >= shards.vocab_size:
         yield f"{where}: id {int(ids.max())} is not below vocab_size {shards.vocab_size}; build again"
+    if shards.record == "instruction":
+        yield from _faults_of_spans(batch, shards, where=where)
 
 
-def _counts(batch: pa.RecordBatch) -> dict[str, int]:
+def _faults_of_spans(batch: pa.RecordBatch, shards: ShardSet, *, where: str) -> Iterator[str]:
+    """Law 10: spans lie inside their row, in order, and each ends in an EOS; the first id is never a target."""
+    ids, offsets = batch.column("input_ids").values.to_numpy(), batch.column("input_ids").offsets.to_numpy()
+    span_offsets, starts, ends = loss_spans(batch)
+    if span_offsets[0] != 0 or span_offsets[-1] != len(starts) or (np.diff(span_offsets) < 0).any():
+        yield f"{where}: the offsets of its loss_spans are not ascending from 0 to {len(starts):,}; build again"
+        return
+    row = np.repeat(np.arange(batch.num_rows), np.diff(span_offsets))
+    lengths = np.diff(offsets)
+    is_first = np.diff(row, prepend=-1) != 0
+    before = np.where(is_first, 1, np.concatenate([np.zeros(1, np.int64), ends])[:-1])
+    is_outside = (starts < before) | (ends <= starts) | (ends > lengths[row])
+    names = batch.column("record_id")
+    if is_outside.any():
+        place = int(np.argmax(is_outside))
+        yield (
+            f"{where}: document {names[int(row[place])].as_py()!r} has loss span {starts[place]} – {ends[place]}, "
+            f"but it must lie in {before[place]} – {lengths[row[place]]}; build again"
+        )
+        return
+    if (np.diff(span_offsets) == 0).any():
+        place = int(np.argmax(np.diff(span_offsets) == 0))
+        yield f"{where}: document {names[place].as_py()!r} has no loss span, so nothing to learn; build again"
+    lasts = ids[offsets[row] + ends - 1]
+    if (lasts != shards.eos_id).any():
+        place = int(np.argmax(lasts != shards.eos_id))
+        yield (
+            f"{where}: a loss span of document {names[int(row[place])].as_py()!r} ends in id {lasts[place]}, "
+            f"not in EOS {shards.eos_id}; build again"
+        )
+
+
+def _counts(batch: pa.RecordBatch, shards: ShardSet) -> dict[str, int]:
     lengths = np.diff(batch.column("input_ids").offsets.to_numpy())
+    if shards.record == "instruction":
+        _, starts, ends = loss_spans(batch)
+        return _counts_of_ids(batch, lengths) | {"num_targets": int((ends - starts).sum(dtype=np.int64))}
+    return _counts_of_ids(batch, lengths)
+
+
+def _counts_of_ids(batch: pa.RecordBatch, lengths: Any) -> dict[str, int]:
     return {
         "num_documents": batch.num_rows,
         "num_tokens": len(batch.column("input_ids").values),

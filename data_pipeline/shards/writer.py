@@ -16,24 +16,47 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_pipeline import disk
-from data_pipeline.shards.format import RECORDS_PER_BATCH, document_schema
+from data_pipeline.shards.format import LOSS_SPANS, RECORDS_PER_BATCH, RecordKind, shard_schema
 from data_pipeline.stage import StageError
 
 # Arrow's metadata: measured 1.2 KB for schema and footer, 0.6 KB a record batch with its padding to 64 bytes.
 FILE_OVERHEAD_BYTES = 8_192
 BATCH_OVERHEAD_BYTES = 2_048
 RECORD_OVERHEAD_BYTES = 8 + 8 + 4 + 4  # list offset, num_bytes, two string offsets
+SPANS_OVERHEAD_BYTES = 4  # list offset
+SPAN_BYTES = 4 + 4
+
+
+@dataclass(frozen=True)
+class LossSpans:
+    """The targets of a chunk of documents: flat ids [start, end) inside each document, `counts` of them a document."""
+
+    counts: NDArray[np.int64]
+    starts: NDArray[np.int32]
+    ends: NDArray[np.int32]
+
+    def where(self, chosen: NDArray[np.bool_]) -> LossSpans:
+        inside = np.repeat(chosen, self.counts)
+        return LossSpans(self.counts[chosen], self.starts[inside], self.ends[inside])
+
+    def slice(self, start: int, stop: int) -> LossSpans:
+        first, last = int(self.counts[:start].sum()), int(self.counts[:stop].sum())
+        return LossSpans(self.counts[start:stop], self.starts[first:last], self.ends[first:last])
 
 
 @dataclass(frozen=True)
 class Documents:
-    """A chunk of encoded documents. `ids`: flat, each document's EOS included; `lengths`: ids of each document."""
+    """A chunk of encoded documents. `ids`: flat, each document's EOS included; `lengths`: ids of each document.
+
+    `loss_spans`: of instruction rows; None for documents, where every id but the first is a target.
+    """
 
     ids: NDArray[Any]
     lengths: NDArray[np.int64]
     record_ids: Sequence[str]
     num_bytes: NDArray[np.int64]
     sources: Sequence[str]
+    loss_spans: LossSpans | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -48,6 +71,7 @@ class Documents:
             record_ids=[record_id for record_id, keep in zip(self.record_ids, chosen, strict=True) if keep],
             num_bytes=self.num_bytes[chosen],
             sources=[source for source, keep in zip(self.sources, chosen, strict=True) if keep],
+            loss_spans=None if self.loss_spans is None else self.loss_spans.where(chosen),
         )
 
     def slice(self, start: int, stop: int) -> Documents:
@@ -58,6 +82,7 @@ class Documents:
             record_ids=self.record_ids[start:stop],
             num_bytes=self.num_bytes[start:stop],
             sources=self.sources[start:stop],
+            loss_spans=None if self.loss_spans is None else self.loss_spans.slice(start, stop),
         )
 
 
@@ -80,12 +105,21 @@ class ShardWriter:
     Holds one shard in memory. `files` tells what has been committed, as the manifest spells it.
     """
 
-    def __init__(self, folder: Path, name: str, *, split: str, dtype: np.dtype[Any], max_shard_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        split: str,
+        dtype: np.dtype[Any],
+        max_shard_bytes: int,
+        record: RecordKind = "document",
+    ) -> None:
         self.files: list[dict[str, Any]] = []
         self._folder = folder
         self._name = name
         self._split = split
-        self._schema = document_schema(dtype)
+        self._schema = shard_schema(dtype, record=record)
         self._itemsize = dtype.itemsize
         self._max_shard_bytes = max_shard_bytes
         self._shard = _Shard()
@@ -118,7 +152,10 @@ class ShardWriter:
             len(record_id.encode()) + len(source.encode())
             for record_id, source in zip(documents.record_ids, documents.sources, strict=True)
         ]
-        return documents.lengths * self._itemsize + np.array(texts, np.int64) + RECORD_OVERHEAD_BYTES
+        found = documents.lengths * self._itemsize + np.array(texts, np.int64) + RECORD_OVERHEAD_BYTES
+        if documents.loss_spans is None:
+            return found
+        return found + SPANS_OVERHEAD_BYTES + SPAN_BYTES * documents.loss_spans.counts
 
     def _refuse(self, documents: Documents, number: int) -> None:
         raise StageError(
@@ -143,6 +180,8 @@ class ShardWriter:
             pa.array(np.concatenate([chunk.num_bytes for chunk in chunks])),
             pa.array([source for chunk in chunks for source in chunk.sources], pa.string()),
         ]
+        if "loss_spans" in self._schema.names:
+            columns.append(_span_column([chunk.loss_spans for chunk in chunks if chunk.loss_spans is not None]))
         self._shard.batches.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
 
     def _commit(self) -> None:
@@ -155,6 +194,15 @@ class ShardWriter:
                 writer.write_batch(batch)
         record = file.record(path.relative_to(self._folder).as_posix())
         self.files.append(asdict(record) | {"split": self._split} | _batch_counts(shard.batches))
+
+
+def _span_column(chunks: list[LossSpans]) -> pa.ListArray:
+    counts = np.concatenate([np.zeros(1, np.int64), *(chunk.counts for chunk in chunks)])
+    starts, ends = (np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in ("starts", "ends"))
+    spans = pa.StructArray.from_arrays(
+        [pa.array(starts, pa.int32()), pa.array(ends, pa.int32())], fields=list(LOSS_SPANS.value_type)
+    )
+    return pa.ListArray.from_arrays(pa.array(np.cumsum(counts), pa.int32()), spans, type=LOSS_SPANS)
 
 
 def _batch_counts(batches: list[pa.RecordBatch]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Whole held-out documents, each target scored once, for bits per byte.
+"""Whole held-out documents or instruction rows, each target scored once, for bits per byte.
 
 A document of more than `seq_len` pairs is read through windows that overlap by `seq_len - stride`; a target counts in
 the first window that holds it. Windows and whole documents are packed best-fit; no window ever crosses documents.
+An instruction row of more than `seq_len` pairs is left out and counted, as in training.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.shards.format import read_shards
-from data_pipeline.shards.reader import document_lengths
+from data_pipeline.shards.format import RecordKind, read_shards
+from data_pipeline.shards.reader import document_lengths, loss_spans
 from data_pipeline.stage import StageError
 from data_pipeline.stream.batch import NO_TARGET, Batch, RowBuffers, padding_batch
 from data_pipeline.stream.maps import ShardMaps
@@ -48,6 +49,9 @@ class _EvaluationRows:
 class EvaluationSet:
     """Documents of one split for evaluation, the same on every rank.
 
+    `num_documents`, `num_targets` and `num_bytes` count what is scored; of instruction rows, their answers.
+    `num_documents_too_long` counts the chosen instruction rows that are left out.
+
     Args:
         shards: a finished shards folder.
         split: its split, "heldout" as a rule.
@@ -68,12 +72,23 @@ class EvaluationSet:
         self._shards = read_shards(Path(shards), split=split)
         self._maps = ShardMaps(self._shards)
         self._chosen = self._choose(max_documents)
+        self.num_documents_too_long = 0
         self.num_documents, self.num_targets, self.num_bytes = self._count()
+        if self.num_documents == 0:
+            raise StageError(
+                f"{shards}: all {self.num_documents_too_long:,} instruction rows of split {split!r} chosen for "
+                f"evaluation are longer than seq_len {seq_len:,}; raise seq_len"
+            )
         if self.num_targets == 0:
             raise StageError(
                 f"{shards}: the {self.num_documents:,} documents of split {split!r} chosen for evaluation hold no "
                 "target; take more documents, or build the shards again with more held-out text"
             )
+
+    @property
+    def record(self) -> RecordKind:
+        """Of the shards: "document" or "instruction"."""
+        return self._shards.record
 
     @property
     def pad_id(self) -> int:
@@ -107,14 +122,30 @@ class EvaluationSet:
         return np.sort(order.rows_at(np.arange(max_documents)))
 
     def _count(self) -> tuple[int, int, int]:
-        if self._chosen is None:
+        if self._chosen is None and self.record == "document":
             return self._shards.num_documents, self._shards.num_pairs, self._shards.num_bytes
-        num_targets = num_bytes = 0
+        num_documents = num_targets = num_bytes = 0
         for number, chosen in self._chosen_by_batch():
             batch = self._record_batch(number)
-            num_targets += int((document_lengths(batch)[chosen] - 1).sum())
-            num_bytes += int(batch.column("num_bytes").to_numpy()[chosen].sum())
-        return len(self._chosen), num_targets, num_bytes
+            fitting = self._fitting(batch, chosen)
+            self.num_documents_too_long += len(chosen) - len(fitting)
+            num_documents += len(fitting)
+            num_targets += int(self._targets_of_each(batch)[fitting].sum())
+            num_bytes += int(batch.column("num_bytes").to_numpy()[fitting].sum())
+        return num_documents, num_targets, num_bytes
+
+    def _fitting(self, batch: Any, chosen: IntArray) -> IntArray:
+        """Of the chosen documents of a record batch those that may be scored."""
+        if self.record == "document":
+            return chosen
+        return chosen[document_lengths(batch)[chosen] - 1 <= self.seq_len]
+
+    def _targets_of_each(self, batch: Any) -> IntArray:
+        if self.record == "document":
+            return document_lengths(batch) - 1
+        offsets, starts, ends = loss_spans(batch)
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(ends - starts, dtype=np.int64)])
+        return before[offsets[1:]] - before[offsets[:-1]]
 
     def _chosen_by_batch(self) -> Iterator[tuple[int, IntArray]]:
         """(record batch, the chosen documents inside it) in shard order, without the batches that have none."""
@@ -135,7 +166,8 @@ class EvaluationSet:
     def _packed_rows(self) -> Iterator[_EvaluationRows]:
         """Rows of WINDOW_DOCUMENTS chosen documents at a time, so that memory stays bounded."""
         starts, lengths = np.empty(0, np.int64), np.empty(0, np.int64)
-        for number, chosen in self._chosen_by_batch():
+        for number, of_batch in self._chosen_by_batch():
+            chosen = self._fitting(self._record_batch(number), of_batch)
             tokens = document_lengths(self._record_batch(number))
             first_tokens = int(self._maps.table.first_token[number]) + np.cumsum(tokens) - tokens
             starts = np.concatenate([starts, first_tokens[chosen]])
@@ -169,7 +201,8 @@ class EvaluationSet:
     def _gather(self, rows: _EvaluationRows, numbers: IntArray, num_rows_before: int) -> Batch:
         buffers = RowBuffers.empty(len(numbers), self.seq_len)
         self._maps.write_segments(numbers, rows.row_ends, rows.starts, rows.lengths, buffers)
-        _hide_unscored(rows, numbers, buffers.labels)
+        if self.record == "document":
+            _hide_unscored(rows, numbers, buffers.labels)
         num_targets = int(np.count_nonzero(buffers.labels != NO_TARGET))
         return Batch(
             input_ids=buffers.input_ids,

@@ -33,6 +33,15 @@ class BatchTable(NamedTuple):
     last_used: NDArray[np.int64]  # one entry a file: the tick of the last gather that read it
 
 
+class SpanTable(NamedTuple):
+    """Where the targets of instruction rows stand; one entry a record batch. Address 0: not open."""
+
+    num_spans: NDArray[np.int64]
+    offsets_address: NDArray[np.uint64]  # int32: the spans of each document
+    starts_address: NDArray[np.uint64]  # int32: ids [start, end) of a document
+    ends_address: NDArray[np.uint64]
+
+
 @intrinsic
 def _pointer(typing_context: Any, address: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -169,4 +178,64 @@ def gather_segments(
             at += length
         _pad(pad_id, inputs[r], labels[r], positions[r], at)
         num_targets += at
+    return len(row_numbers), DONE, num_targets
+
+
+@compiled
+def _document_of(offsets: Any, num_documents: int, token: int) -> int:
+    """The document that holds id `token` of a record batch."""
+    low, high = 0, num_documents - 1
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if offsets[middle] <= token:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@compiled
+def hide_what_is_no_target(
+    row_numbers: Any, first: int, row_ends: Any, starts: Any, lengths: Any, table: Any, spans: Any, labels: Any
+) -> Any:
+    """Of rows that `gather_segments` wrote, take the labels away that lie in no loss span; same answers as it gives.
+
+    The label at input i of a document is its id i + 1, so a span of ids [start, end) keeps labels [start - 1, end - 1).
+    """
+    num_targets = 0
+    for r in range(first, len(row_numbers)):
+        row = row_numbers[r]
+        of_row = labels[r]
+        at, num_kept = 0, 0
+        for s in range(row_ends[row - 1] if row else 0, row_ends[row]):
+            start, length = starts[s], int(lengths[s])
+            b = np.searchsorted(table.first_token, start, side="right") - 1
+            if table.values_address[b] == 0:
+                return r, b, num_targets
+            num_documents, num_spans = table.num_documents[b], spans.num_spans[b]
+            offsets = carray(_pointer(table.offsets_address[b]), num_documents + 1, np.int64)
+            span_offsets = carray(_pointer(spans.offsets_address[b]), num_documents + 1, np.int32)
+            span_starts = carray(_pointer(spans.starts_address[b]), num_spans, np.int32)
+            span_ends = carray(_pointer(spans.ends_address[b]), num_spans, np.int32)
+            token = start - table.first_token[b]
+            d = _document_of(offsets, num_documents, token)
+            inner = token - offsets[d]  # of the segment's first id inside its document
+            num_ids = offsets[d + 1] - offsets[d]
+            low, high = span_offsets[d], span_offsets[d + 1]
+            if inner < 0 or inner + length >= num_ids or low < 0 or low > high or high > num_spans:
+                return r, DAMAGED, num_targets
+            done = 0  # labels of the segment that are settled
+            for span in range(low, high):
+                if span_starts[span] < 1 or span_ends[span] < span_starts[span] or span_ends[span] > num_ids:
+                    return r, DAMAGED, num_targets
+                begin = min(max(span_starts[span] - 1 - inner, done), length)
+                end = min(max(span_ends[span] - 1 - inner, begin), length)
+                for i in range(done, begin):
+                    of_row[at + i] = -100
+                num_kept += end - begin
+                done = end
+            for i in range(done, length):
+                of_row[at + i] = -100
+            at += length
+        num_targets += num_kept
     return len(row_numbers), DONE, num_targets

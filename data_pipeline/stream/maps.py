@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_pipeline.shards.format import ShardSet
-from data_pipeline.shards.reader import open_shard
+from data_pipeline.shards.reader import loss_spans, open_shard
 from data_pipeline.stage import StageError
 from data_pipeline.stream.batch import RowBuffers
 from data_pipeline.stream.kernels import (
@@ -20,8 +20,10 @@ from data_pipeline.stream.kernels import (
     DONE,
     NO_SUCH_ROW,
     BatchTable,
+    SpanTable,
     gather_concatenated,
     gather_segments,
+    hide_what_is_no_target,
 )
 
 IntArray = NDArray[np.int64]
@@ -40,6 +42,7 @@ class ShardMaps:
         self.max_open_shards = max_open_shards
         self.tick = 0
         self.table = _batch_table(shards)
+        self.spans = _span_table(len(self.table.num_documents)) if shards.record == "instruction" else None
         self.like = np.empty(0, shards.dtype)  # tells kernels the type of ids
         self._first_batch = np.cumsum([0] + [len(file.batch_documents) for file in shards.files])
         self._open: dict[int, list[pa.RecordBatch]] = {}  # keeps the maps, and so the addresses, alive
@@ -75,6 +78,18 @@ class ShardMaps:
             )
             num_targets += written
             self._resolve(answer)
+        return num_targets if self.spans is None else self._hide(numbers, segments, self.spans, out.labels)
+
+    def _hide(self, numbers: IntArray, segments: tuple[Any, ...], spans: SpanTable, labels: IntArray) -> int:
+        """Take the labels of instruction rows away that are no targets; returns how many are left."""
+        row_ends, starts, lengths = segments
+        num_done, answer, num_targets = 0, NOT_STARTED, 0
+        while answer != DONE:
+            num_done, answer, kept = hide_what_is_no_target(
+                numbers, num_done, row_ends, starts, lengths, self.table, spans, labels
+            )
+            num_targets += kept
+            self._resolve(answer)
         return num_targets
 
     def _resolve(self, answer: int) -> None:
@@ -102,9 +117,21 @@ class ShardMaps:
                 column = batch.column("input_ids")
                 self.table.offsets_address[position] = _address(column.offsets)
                 self.table.values_address[position] = _address(column.values)
+                if self.spans is not None:
+                    self._open_spans(self.spans, position, batch)
             self.table.last_used[number] = self.tick
             self._open[number] = batches
         return self._open[number]
+
+    def _open_spans(self, spans: SpanTable, position: int, batch: pa.RecordBatch) -> None:
+        offsets, starts, ends = loss_spans(batch)
+        spans.num_spans[position] = len(starts)
+        for addresses, array in (
+            (spans.offsets_address, offsets),
+            (spans.starts_address, starts),
+            (spans.ends_address, ends),
+        ):
+            addresses[position] = array.ctypes.data
 
     def _close_oldest(self) -> bool:
         """Close the shard unused for longest; False if the current gather reads every open one."""
@@ -131,6 +158,11 @@ def _batch_table(shards: ShardSet) -> BatchTable:
         offsets_address=np.zeros(len(documents), np.uint64),
         last_used=np.full(len(shards.files), NOT_OPEN),
     )
+
+
+def _span_table(num_batches: int) -> SpanTable:
+    addresses = (np.zeros(num_batches, np.uint64) for _ in range(3))
+    return SpanTable(np.zeros(num_batches, np.int64), *addresses)
 
 
 def _address(array: Any) -> int:

@@ -12,25 +12,35 @@ from data_pipeline.stage import StageError
 from data_pipeline.stream.batch import Batch, RowBuffers
 from data_pipeline.stream.maps import ShardMaps
 from data_pipeline.stream.packing import Packing
-from data_pipeline.stream.table import RowCounts, RowTable, open_table
+from data_pipeline.stream.table import RowCounts, RowTable, TooLong, open_table
 
 IntArray = NDArray[np.int64]
 
 
-def open_rows(shards: Path, *, split: str, seq_len: int, packing: Packing, build: bool = True) -> Rows:
+def open_rows(
+    shards: Path, *, split: str, seq_len: int, packing: Packing, build: bool = True, too_long: TooLong = "refuse"
+) -> Rows:
     """The rows of one split under one packing. Builds and commits the row table if it is missing.
 
+    `too_long`: what becomes of instruction rows longer than `seq_len`; documents are cut.
+
     Raises:
-        StageError: the folder is no finished shards folder, the split is empty, no document has a target, or the row
-            table is missing and `build` is false.
+        StageError: the folder is no finished shards folder, the split is empty, no document has a target, the row
+            table is missing and `build` is false, or the shards' rows can't be packed so.
     """
     found = read_shards(Path(shards), split=split)
-    if found.num_pairs == 0:
+    if found.num_targets == 0:
         raise StageError(
             f"{shards}: the {found.num_documents:,} documents of split {split!r} hold no token beside their EOS, so "
             "there is nothing to learn; look at the corpus and the tokenizer with `dure shards inspect`"
         )
-    return Rows(found, open_table(found, packing=packing, seq_len=seq_len, build=build), packing, seq_len=seq_len)
+    table = open_table(found, packing=packing, seq_len=seq_len, build=build, too_long=too_long)
+    if table.counts.num_rows == 0:
+        raise StageError(
+            f"{shards}: all {found.num_documents:,} instruction rows of split {split!r} are longer than seq_len "
+            f"{seq_len:,}, so none is left; raise seq_len"
+        )
+    return Rows(found, table, packing, seq_len=seq_len)
 
 
 class Rows:

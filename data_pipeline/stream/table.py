@@ -1,6 +1,6 @@
 """The row table of one packing: which pairs of which documents stand in which row, committed beside the shards.
 
-    rows/<split>-<packing>-<seq_len>/
+    rows/<split>-<packing>-<seq_len>/       …-drop/ where instruction rows that are too long were left out
       manifest.json    identity, number of rows, what was cut and padded; written last
       row_ends.i64     best_fit only: row r is segments row_ends[r - 1]..row_ends[r]
       starts.i64       the token of the split at which a segment begins
@@ -8,7 +8,8 @@
 
 Concatenated rows need no table: row r is pairs [r * seq_len, (r + 1) * seq_len), found by bisection in the shards' own
 offsets. Built in one pass over the documents' lengths; a window of documents is in memory at a time. Files are read
-through memory maps: 12 bytes a document and 8 a row, 1.2 % of the ids at 500 tokens a document.
+through memory maps: 12 bytes a document and 8 a row, 1.2 % of the ids at 500 tokens a document. An instruction row is
+never cut: one that is longer than `seq_len` is in no row, and counted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import fcntl
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ from data_pipeline.stream.packing import WINDOW_DOCUMENTS, Packing, count_cut_by
 
 IntArray = NDArray[np.int64]
 
+TooLong = Literal["refuse", "drop"]
+
 KIND = "rows"
 FORMAT_VERSION = 1
 DTYPES: Final[dict[str, np.dtype[Any]]] = {
@@ -44,7 +47,10 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What became of the documents of a split. `num_documents_cut`: in more than one row."""
+    """What became of the documents of a split. `num_documents_cut`: in more than one row.
+
+    `num_documents_too_long`: instruction rows that are in no row. `num_pairs`: those in rows.
+    """
 
     num_rows: int
     num_documents: int
@@ -52,6 +58,7 @@ class RowCounts:
     num_documents_without_pair: int
     num_pairs: int
     num_padding: int
+    num_documents_too_long: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,31 +72,56 @@ class RowTable:
     lengths: NDArray[np.int32]
 
 
-def rows_identity(shards: ShardSet, *, packing: Packing, seq_len: int) -> str:
-    """sha256 of all that decides which row holds what."""
-    return fingerprint([FORMAT_VERSION, shards.manifest_sha256, shards.split, packing, seq_len])
+def rows_identity(shards: ShardSet, *, packing: Packing, seq_len: int, too_long: TooLong = "refuse") -> str:
+    """sha256 of all that decides which row holds what. `too_long` decides nothing for documents."""
+    decided_by = [FORMAT_VERSION, shards.manifest_sha256, shards.split, packing, seq_len]
+    return fingerprint(decided_by if shards.record == "document" else [*decided_by, too_long])
 
 
-def open_table(shards: ShardSet, *, packing: Packing, seq_len: int, build: bool) -> RowTable:
+def open_table(
+    shards: ShardSet, *, packing: Packing, seq_len: int, build: bool, too_long: TooLong = "refuse"
+) -> RowTable:
     """The row table of a packing; made and committed first if it is missing and `build` is true.
 
     Several processes may ask at once: one builds, the others wait for it.
 
     Raises:
-        StageError: no table of these shards and `build` is false, or the table's files contradict its manifest.
+        StageError: no table of these shards and `build` is false, or the table's files contradict its manifest; for
+            instruction rows another packing than best_fit, or a row longer than `seq_len` that is to be refused.
     """
-    folder = shards.folder / "rows" / f"{shards.split}-{packing}-{seq_len}"
-    identity = rows_identity(shards, packing=packing, seq_len=seq_len)
+    drops = shards.record == "instruction" and too_long == "drop"
+    folder = shards.folder / "rows" / f"{shards.split}-{packing}-{seq_len}{'-drop' * drops}"
+    identity = rows_identity(shards, packing=packing, seq_len=seq_len, too_long=too_long)
+    if shards.record == "instruction" and packing != "best_fit":
+        raise StageError(
+            f"{shards.folder}: holds instruction rows, but packing is {packing!r}, which would cut them; "
+            "set packing to best_fit"
+        )
     if not _is_built(folder, identity):
         if not build:
             raise StageError(
                 f"{folder}: no row table of these shards for this packing and seq_len; start the run again, whose "
                 "rank 0 builds it, on a folder that all ranks share"
             )
+        if shards.record == "instruction" and too_long == "refuse":
+            _refuse_too_long(shards, seq_len)
         with _lock(folder):
             if not _is_built(folder, identity):
                 _build(shards, folder, identity, packing=packing, seq_len=seq_len)
     return _read(folder, packing)
+
+
+def _refuse_too_long(shards: ShardSet, seq_len: int) -> None:
+    num_too_long = longest = 0
+    for lengths in iterate_lengths(shards):
+        num_too_long += int(np.count_nonzero(lengths - 1 > seq_len))
+        longest = max(longest, int(lengths.max(initial=1)) - 1)
+    if num_too_long:
+        raise StageError(
+            f"{shards.folder}: {num_too_long:,} of {shards.num_documents:,} instruction rows of {shards.split!r} are "
+            f"longer than seq_len {seq_len:,} (the longest {longest:,}), and none is ever cut; raise seq_len, or leave "
+            "them out with data.too_long=drop"
+        )
 
 
 def _is_built(folder: Path, identity: str) -> bool:
@@ -135,19 +167,32 @@ def _build(shards: ShardSet, folder: Path, identity: str, *, packing: Packing, s
 
 
 def _build_best_fit(shards: ShardSet, folder: Path, seq_len: int) -> tuple[RowCounts, list[FileRecord]]:
-    num_rows = num_segments = num_cut = num_without = 0
+    num_rows = num_segments = num_cut = num_without = num_too_long = num_pairs = 0
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(disk.durable_file(folder / name)) for name in DTYPES}
         for starts, lengths in _windows(shards):
+            if shards.record == "instruction":
+                fits = lengths <= seq_len
+                num_too_long += int(np.count_nonzero(~fits))
+                starts, lengths = starts[fits], lengths[fits]
             window = pack_best_fit(starts, lengths, seq_len=seq_len)
             files["row_ends.i64"].write((window.row_ends + num_segments).astype("<i8"))
             files["starts.i64"].write(window.starts.astype("<i8"))
             files["lengths.i32"].write(window.lengths.astype("<i4"))
             num_rows += len(window.row_ends)
             num_segments += len(window.starts)
+            num_pairs += int(lengths.sum())
             num_cut += int(np.count_nonzero(lengths > seq_len))
             num_without += int(np.count_nonzero(lengths == 0))
-    counts = _counts(shards, num_rows * seq_len, num_rows=num_rows, num_cut=num_cut, num_without=num_without)
+    counts = RowCounts(
+        num_rows=num_rows,
+        num_documents=shards.num_documents,
+        num_documents_cut=num_cut,
+        num_documents_without_pair=num_without,
+        num_pairs=num_pairs,
+        num_padding=num_rows * seq_len - num_pairs,
+        num_documents_too_long=num_too_long,
+    )
     return counts, [file.record(name) for name, file in files.items()]
 
 
@@ -158,18 +203,15 @@ def _count_concatenated(shards: ShardSet, folder: Path, seq_len: int) -> tuple[R
         num_without += int(np.count_nonzero(lengths == 1))
         first_pair += int((lengths - 1).sum())
     num_rows = -(-shards.num_pairs // seq_len)
-    return _counts(shards, num_rows * seq_len, num_rows=num_rows, num_cut=num_cut, num_without=num_without), []
-
-
-def _counts(shards: ShardSet, num_places: int, *, num_rows: int, num_cut: int, num_without: int) -> RowCounts:
-    return RowCounts(
+    counts = RowCounts(
         num_rows=num_rows,
         num_documents=shards.num_documents,
         num_documents_cut=num_cut,
         num_documents_without_pair=num_without,
         num_pairs=shards.num_pairs,
-        num_padding=num_places - shards.num_pairs,
+        num_padding=num_rows * seq_len - shards.num_pairs,
     )
+    return counts, []
 
 
 def _windows(shards: ShardSet) -> Iterator[tuple[IntArray, IntArray]]:

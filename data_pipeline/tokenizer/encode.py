@@ -36,7 +36,7 @@ class Encoder:
         file = tokenizer_file(self.folder)
         self.fingerprint = tokenizer_fingerprint(file)
         self.tokenizer = _load(file)
-        self._special = _special_tokens(file.parent)
+        self._special = special_tokens(file.parent)
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = self._role_id("eos_token", vocabulary)
@@ -44,6 +44,12 @@ class Encoder:
         # EOS as padding is no padding: the loss would never see the end of a text.
         self.pad_id = None if pad_id == self.eos_id else pad_id
         self.unk_id = self._unk_id(vocabulary)
+        # Token -> id of what no text is ever encoded to: roles and markers, which templates put between texts.
+        self.special_ids = {
+            token.content: token_id
+            for token_id, token in self.tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
         self._fast = _fast_twin(file, self.tokenizer) if backend == "fastest" else None
 
     @property
@@ -106,7 +112,8 @@ def _load(file: Path) -> Tokenizer:
     return tokenizer
 
 
-def _special_tokens(folder: Path) -> dict[str, str]:
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The special tokens that a tokenizer folder names, by their role ("eos_token")."""
     found: dict[str, str] = {}
     for name in _SETTINGS_FILES:
         if not (folder / name).is_file():

@@ -32,10 +32,14 @@ ROLES: dict[str, str] = {
 # cuts at every `#`, so that no sequence of its tokens could stand for them.
 TEMPLATE_MARKERS: tuple[str, ...] = (
     "### 질문:",
+    "### 맥락:",
     "### 답변:",
     "### 명령어:",
     "### 입력:",
     "### 응답:",
+    "### Instruction:",
+    "### Input:",
+    "### Response:",
     "<|im_start|>",
     "<|im_end|>",
 )

@@ -116,6 +116,26 @@ def test_inspect_shows_what_a_build_would_read_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_questions_and_answers_are_told_and_built_by_one_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / "qa.csv", tmp_path / "out"
+    path.write_text("질문,답변\n수도는?,서울.\n인구는?,\n넓이는?,넓습니다.\n", encoding="utf-8")
+
+    assert cli.main(["corpus", "inspect", str(path)]) == 0
+    *_, command = capsys.readouterr().out.splitlines()
+    assert command == f"next: dure corpus build --record instruction --input {path} --output DIR"
+    words = command.removeprefix("next: dure ").replace("DIR", str(output)).split()
+    assert cli.main([*words, "--workers", "1"]) == 0
+
+    printed = capsys.readouterr().out
+    names = ("instructions", "form: 질문_답변", "rejected: empty_answer")
+    assert [figure(printed, name) for name in names] == ["2", "2", "1"]
+    assert printed.splitlines()[-1] == (
+        f"next: dure shards build --corpus {output} --tokenizer DIR --template NAME --output DIR"
+    )
+
+
 def test_a_config_file_says_the_same_as_flags(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "corpus.yaml"
     config.write_text(f"inputs: [{source}]\noutput: {tmp_path / 'a'}\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.corpus.build import CorpusBuild, CorpusConfig
-from data_pipeline.corpus.records import iterate_documents
+from data_pipeline.corpus.records import iterate_records
 from data_pipeline.stage import Manifest
 
 
@@ -114,7 +114,7 @@ def build(output: Path, *inputs: Any, **options: Any) -> Manifest:
 
 
 def rows(output: Path) -> list[dict[str, Any]]:
-    return [row for batch in iterate_documents(output) for row in batch.to_pylist()]
+    return [row for batch in iterate_records(output) for row in batch.to_pylist()]
 
 
 def texts(output: Path) -> list[str]:

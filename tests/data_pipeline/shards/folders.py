@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_pipeline import disk
-from data_pipeline.corpus.records import Record, RecordWriter
+from data_pipeline.corpus.records import SCHEMAS, Record, RecordWriter
 from data_pipeline.stage import write_manifest
 from data_pipeline.tokenizer.special import SPECIAL_TOKENS
 
@@ -38,6 +40,41 @@ def write_corpus(folder: Path, parts: Sequence[Sequence[str]], *, heldout: Seque
             writer.close()
         entries.append(asdict(file.record(f"data/{path.name}")) | {"num_records": len(texts)})
     write_manifest(folder, {"kind": "corpus", "record": "document", "files": entries, "num_records": number})
+    return folder
+
+
+def turns(*texts: str, system: str = "", given: str = "") -> list[dict[str, str]]:
+    """Messages of question and answer in turn; `given` is the input of the first question."""
+    messages = [{"role": "system", "content": system, "input": ""}] if system else []
+    for number, text in enumerate(texts):
+        role, has_input = ("assistant", False) if number % 2 else ("user", number == 0)
+        messages.append({"role": role, "content": text, "input": given if has_input else ""})
+    return messages
+
+
+def write_instruction_corpus(
+    folder: Path, parts: Sequence[Sequence[list[dict[str, str]]]], *, heldout: Sequence[int] = ()
+) -> Path:
+    """A corpus of those conversations, numbered; the numbers in `heldout` carry the hint."""
+    (folder / "data").mkdir(parents=True)
+    entries, number = [], 0
+    for part, conversations in enumerate(parts):
+        rows = [
+            {
+                "id": f"행-{number + place}",
+                "messages": messages,
+                "source": "시험",
+                "metadata": "{}",
+                "split_hint": "heldout" if number + place in heldout else "",
+            }
+            for place, messages in enumerate(conversations)
+        ]
+        number += len(rows)
+        path = folder / "data" / f"part-{part:05d}.parquet"
+        with disk.durable_file(path) as file:
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS["instruction"]), file)
+        entries.append(asdict(file.record(f"data/{path.name}")) | {"num_records": len(rows)})
+    write_manifest(folder, {"kind": "corpus", "record": "instruction", "files": entries, "num_records": number})
     return folder
 
 

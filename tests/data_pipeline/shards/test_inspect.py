@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,13 @@ from data_pipeline.shards.inspect import describe
 from data_pipeline.stage import StageError
 from data_pipeline.stream.packing import Packing
 from data_pipeline.stream.rows import open_rows
-from tests.data_pipeline.shards.folders import TEXTS, write_corpus, write_tokenizer
+from tests.data_pipeline.shards.folders import (
+    TEXTS,
+    turns,
+    write_corpus,
+    write_instruction_corpus,
+    write_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +62,10 @@ def test_the_first_row_is_decoded_with_its_documents_and_positions(folder: Path)
 
 
 @pytest.mark.parametrize("packing", ["concatenated", "best_fit"])
-def test_shown_rows_are_those_of_the_stream(folder: Path, packing: Packing) -> None:
-    text = describe(folder / "shards", seq_len=16, packing=packing, num_rows=3)
-    batch = open_rows(folder / "shards", split="train", seq_len=16, packing=packing).gather(np.arange(3))
+def test_shown_rows_are_those_of_the_stream(folder: Path, tmp_path: Path, packing: Packing) -> None:
+    shards = shutil.copytree(folder / "shards", tmp_path / "s", ignore=shutil.ignore_patterns("tokenizer"))
+    text = describe(shards, seq_len=16, packing=packing, num_rows=3)  # ids, for there is no tokenizer
+    batch = open_rows(shards, split="train", seq_len=16, packing=packing).gather(np.arange(3))
 
     shown = [line.split(": ", 1)[1] for line in text.splitlines() if "positions 0" in line]
     expected = []
@@ -85,3 +94,61 @@ def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
 
     with pytest.raises(StageError, match=r"other: the tokenizer is [0-9a-f]{16}…, but .*shards was made with [0-9a-f]"):
         describe(folder / "shards", tokenizer=other)
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of two conversations, one of two turns, and a long one."""
+    found = tmp_path_factory.mktemp("answered")
+    rows = [turns("수도는?", "서울"), turns("하나", "둘", "셋", "넷\n다섯"), turns("긴 물음 " * 60, "답")]
+    write_instruction_corpus(found / "corpus", [rows])
+    write_tokenizer(found / "tokenizer")
+    stage = ShardsBuild(
+        ShardsConfig(
+            corpus=found / "corpus",
+            tokenizer=found / "tokenizer",
+            output=found / "shards",
+            heldout_fraction=0,
+            template="koalpaca",
+        )
+    )
+    for task in stage.plan():
+        stage.run(task)
+    stage.finish()
+    return found / "shards"
+
+
+def test_answers_stand_in_brackets_where_there_is_no_colour(answered: Path) -> None:
+    text = describe(answered, seq_len=200, num_rows=1)
+
+    assert "shards of instruction records" in text and "template koalpaca, " in text
+    assert "### 질문: 수도는?↵\n    ↵\n    ### 답변:⟦ 서울<|endoftext|>⟧\n" in text
+    assert "### 답변:⟦ 둘<|endoftext|>⟧↵\n    ↵\n    ### 질문: 셋" in text
+    assert "⟦ 넷↵\n    다섯<|endoftext|>⟧" in text
+    assert "(1 of the first 3 rows are longer than seq_len: not shown)" in text
+    assert "best_fit" in text and "\x1b[" not in text
+
+
+def test_targets_are_green_and_their_eos_stands_on_green(answered: Path) -> None:
+    text = describe(answered, seq_len=200, num_rows=1, colour=True)
+
+    assert "### 답변:\x1b[32m 서울\x1b[0m\x1b[30;42m<|endoftext|>\x1b[0m\n" in text
+    assert "⟦" not in text
+
+
+def test_the_marked_ids_are_the_targets_of_the_stream(answered: Path, tmp_path: Path) -> None:
+    shards = shutil.copytree(answered, tmp_path / "s", ignore=shutil.ignore_patterns("tokenizer"))
+    text = describe(shards, seq_len=200, num_rows=1)
+    labels = (
+        open_rows(shards, split="train", seq_len=200, packing="best_fit", too_long="drop").gather(np.arange(1)).labels
+    )
+
+    marked = [int(number) for part in text.split("⟦")[1:] for number in re.findall(r"\d+", part.split("⟧")[0])]
+    assert marked == labels[labels != -100].tolist()
+
+
+def test_instruction_rows_are_never_shown_concatenated(answered: Path) -> None:
+    with pytest.raises(
+        StageError, match="holds instruction rows, which are packed best_fit only, but packing is 'conc"
+    ):
+        describe(answered, packing="concatenated")

@@ -139,7 +139,7 @@ def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
 def test_a_folder_of_another_format_is_refused(shards: Path) -> None:
     forge(shards, {"format_version": 99})
 
-    with pytest.raises(StageError, match=r"format_version is 99, this program reads 1; run `dure shards build` again"):
+    with pytest.raises(StageError, match=r"format_version is 99, this program reads 2; run `dure shards build` again"):
         verify(shards)
 
 

@@ -113,7 +113,7 @@ def test_a_size_without_room_for_the_bytes_is_an_error(corpus: Path, tmp_path: P
 
 
 def test_an_alphabet_that_leaves_no_room_is_an_error(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"vocab_size: 200, but 45 special tokens and \d+ forms .* lower max_alphabet"):
+    with pytest.raises(StageError, match=r"vocab_size: 200, but 49 special tokens and \d+ forms .* lower max_alphabet"):
         run(stage_of(corpus, tmp_path / "out", vocab_size=200, kind="hash_hash_bpe"))
 
 

@@ -1,0 +1,44 @@
+"""How each kind of record is read: a table. A further kind is a row of it, and a row of `records.SCHEMAS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from data_pipeline.corpus import aihub, instructions
+from data_pipeline.corpus.columns import DOCUMENTS, RowShape
+from data_pipeline.corpus.delimited import read_csv, read_tsv
+from data_pipeline.corpus.parquet import read_parquet
+from data_pipeline.corpus.records import Document, Instruction, RecordName, Reject
+from data_pipeline.corpus.sources import InputConfig, Kind
+
+Found = Document | Instruction | Reject
+
+# Of tables; JSONL, which is read by byte ranges, and JSON, which is read whole or not at all, are `read.py`'s.
+ROW_READERS: dict[Kind, Callable[[BinaryIO, InputConfig, RowShape], Iterator[Found]]] = {
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "parquet": read_parquet,
+}
+
+
+@dataclass(frozen=True)
+class RecordKind:
+    """What rows of named columns become, what a JSON file holds, and why a file that could be read is passed over.
+
+    `is_all`: whether all that a package holds should be of this kind, so that other files speak against it.
+    """
+
+    rows: RowShape
+    read_json: Callable[[BinaryIO, InputConfig], Iterator[Found]]
+    skip_reason: Callable[[str, Kind | None], str]
+    is_all: bool
+
+
+KINDS: dict[RecordName, RecordKind] = {
+    "document": RecordKind(DOCUMENTS, aihub.read_aihub, lambda path, kind: "", is_all=True),
+    "instruction": RecordKind(
+        instructions.INSTRUCTIONS, instructions.read_json, instructions.skip_reason, is_all=False
+    ),
+}

@@ -1,0 +1,31 @@
+"""What a run names instead of shards: the files that it is to be trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from data_pipeline.config import Config
+from data_pipeline.corpus.sources import InputConfig, paths_as_inputs
+
+
+class RawDataConfig(Config):
+    """Files instead of shards; each key is that of the stage which reads it.
+
+    The results lie in `cache`, in folders named by all that went into them: other files give other folders.
+    """
+
+    inputs: tuple[InputConfig, ...] = Field(min_length=1)
+    record: Literal["document", "instruction"] = "document"
+    template: str | None = None
+    tokenizer: Path | None = None
+    vocab_size: int = Field(default=32_000, ge=64, description="of the tokenizer that is trained without `tokenizer`")
+    heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
+    cache: Path = Path("data/cache")
+
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _paths_are_inputs(cls, value: Any) -> Any:
+        return paths_as_inputs(value)

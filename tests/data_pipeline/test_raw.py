@@ -1,0 +1,86 @@
+"""Files instead of shards: the stages of the verbs run into a cache, each of them once for equal inputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.config import load, to_tree, validate
+from data_pipeline.raw import find_shards, prepare_shards
+from data_pipeline.raw_config import RawDataConfig
+from data_pipeline.shards.build import ShardsBuild, ShardsConfig
+from data_pipeline.shards.format import read_shards
+from data_pipeline.stage import Stage, StageError, read_manifest
+from launch.tasks import run_stage
+
+TEXTS = [f"{number}번째 글입니다. 강릉에 사는 사람이 {number * 7}명 있습니다." for number in range(120)]
+
+
+def raw_data(folder: Path, texts: list[str] = TEXTS, **keys: Any) -> RawDataConfig:
+    path = folder / f"texts-{len(texts)}.jsonl"
+    if not path.is_file():  # one that is written again is another: the corpus stage's inputs hold a file's time
+        lines = [json.dumps({"id": str(place), "text": text}, ensure_ascii=False) for place, text in enumerate(texts)]
+        path.write_text("\n".join(lines), encoding="utf-8")
+    tree = {"inputs": [str(path)], "vocab_size": 320, "heldout_fraction": 0.1}
+    return validate({**tree, "cache": str(folder / "cache"), **keys}, RawDataConfig, where="test")
+
+
+def prepare(raw: RawDataConfig) -> tuple[Path, list[str]]:
+    """The shards, and the stages that had to run for them."""
+    ran = []
+
+    def run(stage: Stage, kind: str) -> None:
+        ran.append(kind)
+        run_stage(stage, 1, label=kind)
+
+    return prepare_shards(raw, run=run), ran
+
+
+def test_files_become_shards_once_and_are_found_again(tmp_path: Path) -> None:
+    raw = raw_data(tmp_path)
+
+    shards, ran = prepare(raw)
+
+    assert ran == ["corpus", "tokenizer", "shards"]
+    assert read_shards(shards, split="train").num_documents > 90
+    assert prepare(raw) == (shards, [])
+    assert find_shards(raw) == shards
+
+
+def test_other_files_and_other_keys_make_other_shards_and_keep_the_first(tmp_path: Path) -> None:
+    first, _ = prepare(raw_data(tmp_path))
+
+    other_split, ran_for_split = prepare(raw_data(tmp_path, heldout_fraction=0.2))
+    other_text, ran_for_text = prepare(raw_data(tmp_path, [*TEXTS, "하나 더 있습니다."]))
+
+    assert ran_for_split == ["shards"]
+    assert ran_for_text == ["corpus", "tokenizer", "shards"]
+    assert len({first, other_split, other_text}) == 3
+    assert read_manifest(first, kind="shards")["kind"] == "shards"
+
+
+def test_the_cache_holds_what_the_verbs_would_write(tmp_path: Path) -> None:
+    raw = raw_data(tmp_path)
+    shards, _ = prepare(raw)
+    manifest = read_manifest(shards, kind="shards")
+    (corpus,) = (tmp_path / "cache").glob("corpus-*")
+    (tokenizer,) = (tmp_path / "cache").glob("tokenizer-*")
+    overrides = [f"corpus={corpus}", f"tokenizer={tokenizer}", f"output={tmp_path / 'by-hand'}", "heldout_fraction=0.1"]
+
+    by_hand = run_stage(ShardsBuild(load(None, overrides, ShardsConfig)), 1, label="shards")
+
+    assert by_hand["manifest_sha256"] == manifest["manifest_sha256"]
+
+
+def test_shards_that_were_never_made_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"the corpus is not built yet.*dure train CONFIG"):
+        find_shards(raw_data(tmp_path))
+
+
+def test_a_config_with_raw_files_resolves_to_itself(tmp_path: Path) -> None:
+    raw = raw_data(tmp_path)
+
+    assert validate(to_tree(raw), RawDataConfig, where="test") == raw
