@@ -28,6 +28,11 @@ def run(config_path: str, overrides: list[str], *, gpus: int | None = None, cpu_
     from trainer.config import TrainConfig
 
     config = load(config_path, overrides, TrainConfig)
+    if config.data.raw is not None:
+        from data_pipeline.raw import prepare_shards
+        from launch.tasks import num_cores, run_stage
+
+        prepare_shards(config.data.raw, run=lambda stage, kind: run_stage(stage, num_cores(), label=kind))
     num_ranks, device = _ranks(gpus, cpu_ranks)
     if device == "cpu" and config.engine.kind == "deepspeed":
         from launch.toolchain import prepare_cpu_ranks

@@ -8,12 +8,18 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from data_pipeline.config import Config
+from data_pipeline.raw_config import RawDataConfig
+from trainer.adapter import AdapterConfig
+from trainer.answers import AnswersConfig
 from trainer.checkpoint import CheckpointConfig
 from trainer.engine_config import EngineConfig
+from trainer.gate import GateConfig
 from trainer.metrics import LoggingConfig
 from trainer.model_config import ModelConfig
 from trainer.resilience import StepPolicyConfig
 from trainer.schedule import OptimizerConfig, ScheduleConfig
+
+Stage = Literal["pretrain", "sft"]
 
 
 class RunConfig(Config):
@@ -25,11 +31,20 @@ class RunConfig(Config):
 
 
 class DataConfig(Config):
-    """Rows of `seq_len` inputs from a finished shards folder."""
+    """Rows of `seq_len` inputs from a finished shards folder, or from the files of `raw`, which are made into one."""
 
-    shards: str
+    shards: str = ""
+    raw: RawDataConfig | None = None
     seq_len: int = Field(ge=8)
     packing: Literal["concatenated", "best_fit"] = "best_fit"
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """What becomes of instruction rows longer than `seq_len`, which are never cut; documents are cut."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if not self.shards and self.raw is None:
+            raise ValueError("shards: missing; give a folder that `dure shards build` wrote, or files by raw.inputs")
+        return self
 
 
 class StepsConfig(Config):
@@ -49,24 +64,30 @@ class EvaluationConfig(Config):
     """Loss and bits per byte over whole held-out documents, every `every_steps` steps and at the end."""
 
     every_steps: int = Field(default=500, ge=1)
+    at_start: bool = False
+    """Also before the first step: what the model knew before."""
     max_documents: int = Field(default=2000, ge=1)
     micro_batch_sequences: int | None = Field(default=None, ge=1)
     """None: as train.micro_batch_sequences, filled in when the config is resolved."""
+    answers: AnswersConfig = AnswersConfig()
 
 
 class TrainConfig(Config):
     """One run of one stage, as `runs/<name>/config.yaml` keeps it."""
 
     run: RunConfig
-    stage: Literal["pretrain"] = "pretrain"
+    stage: Stage = "pretrain"
     seed: int = Field(default=1, ge=0)
     model: ModelConfig
+    adapter: AdapterConfig | None = None
+    """None: every weight is trained."""
     data: DataConfig
     train: StepsConfig
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     policy: StepPolicyConfig = StepPolicyConfig()
+    gate: GateConfig = GateConfig()
     logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
@@ -88,10 +109,40 @@ class TrainConfig(Config):
                 f"train.schedule: warmup_steps {schedule.warmup_steps} + decay_steps {schedule.decay_steps} exceed "
                 f"train.max_steps {steps.max_steps}; shorten them"
             )
+        self._check_tuning()
         if self.evaluation.micro_batch_sequences is None:
             evaluation = self.evaluation.model_copy(update={"micro_batch_sequences": steps.micro_batch_sequences})
             object.__setattr__(self, "evaluation", evaluation)
         return self
+
+    def _check_tuning(self) -> None:
+        """What an adapter, a 4-bit base and instruction rows ask of the other parts."""
+        if self.adapter is not None and self.model.source is None:
+            raise ValueError(
+                "adapter: it tunes a model that exists, but model.from is not set; name the base there, or leave the "
+                "adapter out to train every weight of a new model"
+            )
+        if self.model.quantization is not None and self.adapter is None:
+            raise ValueError(
+                f"model.quantization: {self.model.quantization.kind} weights can't be trained, and there is no adapter "
+                "beside them; set adapter (adapter: {}), or leave the quantization out"
+            )
+        is_sliced = self.engine.kind == "deepspeed" and self.engine.zero_stage == 3
+        if self.adapter is not None and self.adapter.weight_decomposed and is_sliced:
+            raise ValueError(
+                "adapter.weight_decomposed: DoRA reads the base's weights outside of their layer, where "
+                "engine.zero_stage 3 holds slices of them; set zero_stage to 2, or train plain LoRA"
+            )
+        if self.stage == "sft" and self.data.packing != "best_fit":
+            raise ValueError(
+                f"data.packing: {self.data.packing!r} cuts rows, which stage 'sft' never does; set it to 'best_fit'"
+            )
+        kind = self.train.optimizer.kind
+        if kind != "adamw" and self.engine.offload_optimizer:
+            raise ValueError(
+                f"train.optimizer.kind: {kind} keeps its state on the GPU (paged: moved by the driver), but "
+                "engine.offload_optimizer moves it to the host; choose one of them"
+            )
 
 
 # Keys that describe a new model; an existing one brings its own.
@@ -128,6 +179,11 @@ def unread_keys(config: TrainConfig) -> list[str]:
         lines += _set_keys("train.schedule", schedule, ("decay_steps",), reason=reason)
     if not config.policy.refuse_spikes:
         lines += _set_keys("policy", config.policy, _SPIKES, reason="policy.refuse_spikes is false")
+    if config.stage != "sft":
+        reason = f"stage {config.stage!r} has no questions and answers"
+        lines += _set_keys("data", config.data, ("too_long",), reason=reason)
+        lines += _set_keys("evaluation", config.evaluation, ("answers",), reason=reason)
+        lines += _set_keys("gate", config.gate, ("min_target_share", "max_target_share"), reason=reason)
     return lines
 
 

@@ -21,6 +21,7 @@ from data_pipeline.disk import FileRecord
 from trainer.config import TrainConfig
 from trainer.engine import DEEPSPEED_TAG
 from trainer.programs import add_scripts_to_path
+from trainer.quantize import check_sharded, held_bytes, is_packed
 from trainer.ranks import Ranks
 from trainer.schedule import make_optimizer, set_learning_rate
 
@@ -120,6 +121,9 @@ class DeepSpeedEngine:
         self._engine = wrapped
         self._zero = wrapped.optimizer
         self._gradients = _gradients_of(self._zero)
+        self._has_frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
+        if config.model.quantization is not None and config.engine.zero_stage == 3:
+            _shard_packed(self._zero, self.model, ranks)
 
     def begin_micro_batch(self, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -140,21 +144,66 @@ class DeepSpeedEngine:
         self._gradients.discard()
 
     def save(self, folder: Path) -> list[FileRecord]:
-        with _durable_checkpoint_engine(self._engine, folder) as written:
-            self._engine.save_checkpoint(str(folder), tag=DEEPSPEED_TAG, save_latest=False)
+        with _durable_checkpoint_engine(self._engine, folder) as written, _without_frozen(self._engine):
+            self._engine.save_checkpoint(
+                str(folder), tag=DEEPSPEED_TAG, save_latest=False, exclude_frozen_parameters=self._has_frozen
+            )
         if written.error is not None:
             raise written.error
         return written.records
 
     def load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag=DEEPSPEED_TAG, load_lr_scheduler_states=False)
+        path, _ = self._engine.load_checkpoint(
+            str(folder),
+            tag=DEEPSPEED_TAG,
+            load_module_strict=not self._has_frozen,
+            load_lr_scheduler_states=False,
+        )
         assert path is not None, "the checkpoint was verified before"
+
+
+def _shard_packed(zero: Any, model: nn.Module, ranks: Ranks) -> None:
+    """Leave each rank its slice of the packed base alone, and check by the memory behind the tensors that it is so.
+
+    DeepSpeed would keep weights of fewer than 100,000 elements whole on every rank.
+    """
+    packed = [parameter for parameter in model.parameters() if is_packed(parameter)]
+    for parameter in packed:
+        parameter.ds_persist = False  # type: ignore[attr-defined]
+    kept = [parameter for parameter in zero.persistent_parameters if not is_packed(parameter)]
+    zero.persistent_parameters[:] = kept
+    held = held_bytes(model)
+    ranks.together(lambda: check_sharded(held, num_packed=len(packed), rank=ranks.rank, world_size=ranks.world_size))
+
+
+@contextmanager
+def _without_frozen(engine: Any) -> Iterator[None]:
+    """Let a checkpoint hold no frozen weight, nor the scales of packed ones, which DeepSpeed takes for buffers."""
+    original, named = engine.module_state_dict, dict(engine.module.named_parameters())
+    has_frozen = not all(parameter.requires_grad for parameter in named.values())
+
+    def is_kept(name: str) -> bool:
+        return not has_frozen or (name in named and named[name].requires_grad)
+
+    def module_state_dict(**options: Any) -> dict[str, Any]:
+        return {name: tensor for name, tensor in original(**options).items() if is_kept(name)}
+
+    engine.module_state_dict = module_state_dict
+    try:
+        yield
+    finally:
+        del engine.module_state_dict
 
 
 @contextmanager
 def loading_in_slices(config: TrainConfig) -> Iterator[None]:
-    """Under ZeRO-3 `from_pretrained` in this block keeps only each rank's slices; no rank ever holds all weights."""
-    if config.model.source is None or config.engine.kind != "deepspeed" or config.engine.zero_stage != 3:
+    """Under ZeRO-3 `from_pretrained` in this block keeps only each rank's slices; no rank ever holds all weights.
+
+    A quantised base is packed whole on every rank first, and sharded by the engine: transformers can't do both at
+    once.
+    """
+    is_sliced = config.engine.kind == "deepspeed" and config.engine.zero_stage == 3
+    if config.model.source is None or config.model.quantization is not None or not is_sliced:
         yield
         return
     from transformers.integrations import HfDeepSpeedConfig

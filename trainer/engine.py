@@ -122,8 +122,11 @@ class PlainEngine:
             return []
         import safetensors.torch
 
-        # named_parameters names tied weights once; buffers are rebuilt from the config.
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.model.named_parameters()}
+        # named_parameters names tied weights once; buffers are rebuilt from the config, and a frozen base is loaded
+        # from where it came.
+        tensors = {
+            name: tensor.detach().contiguous() for name, tensor in self.model.named_parameters() if tensor.requires_grad
+        }
         weights = disk.write_bytes(folder / WEIGHTS_NAME, safetensors.torch.save(tensors))
         with disk.durable_file(folder / OPTIMIZER_NAME) as file:
             torch.save(self._optimizer.state_dict(), file)
@@ -149,7 +152,10 @@ class _Autocast(nn.Module):
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Fill `model` from a verified checkpoint of either engine, without optimizer; for evaluation and generation."""
+    """Fill what `model` trains from a verified checkpoint of either engine, without optimizer.
+
+    The model must be made as the run made it, its adapter included; a frozen base is in no checkpoint.
+    """
     if (folder / DEEPSPEED_TAG).is_dir():
         from trainer.deepspeed_weights import read_weights
 
@@ -160,4 +166,5 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         tensors = safetensors.torch.load_file(folder / WEIGHTS_NAME)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[name])
+            if parameter.requires_grad:
+                parameter.copy_(tensors[name])

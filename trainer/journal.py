@@ -93,17 +93,20 @@ class Journal:
         self._folder.append_event(kind=kind, step=step, detail=detail, action=action)
         self.say(f"step {step:,}: {kind}: {detail}; {action}")
 
-    def evaluation(self, result: Evaluation, *, step: int, is_best: bool, seconds: float) -> None:
+    def evaluation(
+        self, result: Evaluation, answered: Mapping[str, Any], *, step: int, is_best: bool, seconds: float
+    ) -> None:
+        """The figures of an evaluation, and those of the model's answers where it gave any."""
         self._throughput.pause(seconds)
         if not self._ranks.is_main:
             return
-        line = {"step": step, **result.as_dict(), "is_best": is_best, "seconds": round(seconds, 3)}
+        line = {"step": step, **result.as_dict(), **answered, "is_best": is_best, "seconds": round(seconds, 3)}
         self._folder.append_evaluation(line)
         if self._board is not None:
             self._board.add(line, group="heldout")
         self.say(
             f"step {step:,}: held-out loss {result.loss:.4f}, {result.bits_per_byte:.4f} bits per byte over "
-            f"{result.num_documents:,} documents{' (best so far)' if is_best else ''}"
+            f"{result.num_documents:,} documents{_told(answered)}{' (best so far)' if is_best else ''}"
         )
 
     def saved(self, *, step: int, seconds: float) -> None:
@@ -119,6 +122,13 @@ class Journal:
             self._bar.close()
         if self._board is not None:
             self._board.close()
+
+
+def _told(answered: Mapping[str, Any]) -> str:
+    """The answers' figures for the console."""
+    if "exact_match" not in answered:
+        return ""
+    return f", exact match {100 * answered['exact_match']:.1f} %, ended {100 * answered['ended_share']:.1f} %"
 
 
 def _device_peak(ranks: Ranks) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from trainer import checkpoint
 from trainer.evaluate import evaluate
@@ -22,7 +23,7 @@ def train(run: Run, journal: Journal, *, checkpoints: Path, stop_requested: Aske
     stopping = run.ranks.any(stop_requested())
     while not stopping:
         if _evaluation_due(run):
-            stopping = not _evaluate(run, journal, stop_requested)
+            stopping = not _evaluate(run, journal, checkpoints.parent, stop_requested)
         if not stopping and _save_due(run):
             _save(run, journal, checkpoints)
         if stopping or _is_finished(run):
@@ -60,14 +61,14 @@ def _is_finished(run: Run) -> bool:
 
 def _evaluation_due(run: Run) -> bool:
     step = run.progress.step
-    on_schedule = step > 0 and step % run.config.evaluation.every_steps == 0
+    on_schedule = step % run.config.evaluation.every_steps == 0 if step > 0 else run.config.evaluation.at_start
     return (on_schedule or _is_finished(run)) and run.progress.evaluated_step != step
 
 
 def _save_due(run: Run) -> bool:
     step, config = run.progress.step, run.config.checkpoint
     on_schedule = step > 0 and step % config.every_steps == 0
-    is_best = config.keep_best and run.progress.best_step == step
+    is_best = config.keep_best and run.progress.best_step == step > 0
     return (on_schedule or is_best or _is_finished(run)) and run.progress.saved_step != step
 
 
@@ -91,7 +92,7 @@ def _step(run: Run, updater: Updater, journal: Journal) -> bool:
     return metrics.stop_requested
 
 
-def _evaluate(run: Run, journal: Journal, stop_requested: Asked) -> bool:
+def _evaluate(run: Run, journal: Journal, run_folder: Path, stop_requested: Asked) -> bool:
     """Score the held-out documents and note the best step; False where a signal interrupted it."""
     run.on_phase("evaluate")
     started = time.perf_counter()
@@ -105,11 +106,23 @@ def _evaluate(run: Run, journal: Journal, stop_requested: Asked) -> bool:
         micro_batch_sequences=micro_batch_sequences,
         stop_requested=stop_requested,
     )
-    if result is None:
+    answered = _answer(run, run_folder, stop_requested) if result is not None else None
+    if result is None or answered is None:
         return False
     is_best = run.progress.note_evaluation(loss=result.loss)
-    journal.evaluation(result, step=run.progress.step, is_best=is_best, seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    journal.evaluation(result, answered, step=run.progress.step, is_best=is_best, seconds=seconds)
     return True
+
+
+def _answer(run: Run, run_folder: Path, stop_requested: Asked) -> dict[str, Any] | None:
+    """Figures of the model's answers to held-out instructions, for the evaluation's line; None where interrupted."""
+    if run.config.stage != "sft" or run.config.evaluation.answers.num_rows == 0:
+        return {}
+    from trainer.answers import answer_heldout
+
+    figures = answer_heldout(run, folder=run_folder, stop_requested=stop_requested)
+    return None if figures is None else figures.as_dict()
 
 
 def _save(run: Run, journal: Journal, checkpoints: Path) -> None:

@@ -19,8 +19,11 @@ from data_pipeline.shards.format import read_shards
 from data_pipeline.stream.batch import Batch
 from trainer.errors import RunError
 from trainer.model_config import ModelConfig
+from trainer.quantize import keep_layout, loading_options, logical_numel
 
 Kernel = Literal["flash_attention_2", "sdpa"]
+
+CPU = torch.device("cpu")
 
 # Attention kernels with a varlen form start at this compute capability (A100).
 _FLASH_CAPABILITY = (8, 0)
@@ -109,11 +112,25 @@ def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def make_model(
-    config: ModelConfig, *, vocabulary: Vocabulary, kernel: Kernel, dtype: torch.dtype, seed: int
+    config: ModelConfig,
+    *,
+    vocabulary: Vocabulary,
+    kernel: Kernel,
+    dtype: torch.dtype,
+    seed: int,
+    device: torch.device = CPU,
+    storage: torch.dtype = torch.uint8,
 ) -> nn.Module:
-    """The model that `config` describes: new weights, a pure function of `seed`, or those of `model.from`."""
+    """The model that `config` describes: new weights, a pure function of `seed`, or those of `model.from`.
+
+    It stands on the host, but for a quantised one: that is packed weight by weight on `device`, into bytes that call
+    themselves `storage`.
+    """
     if config.source is not None:
-        return _load(config, vocabulary=vocabulary, kernel=kernel, dtype=dtype)
+        packing = loading_options(config.quantization, device=device, storage=storage)
+        loaded = _load(config, vocabulary=vocabulary, kernel=kernel, dtype=dtype, packing=packing)
+        _let_eos_learn(loaded, vocabulary)
+        return loaded
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -121,6 +138,13 @@ def make_model(
     # float32 whatever the precision, so that one seed gives the same weights to every engine.
     model: nn.Module = AutoModelForCausalLM.from_config(described, attn_implementation=kernel, dtype=torch.float32)
     return model
+
+
+def _let_eos_learn(model: nn.Module, vocabulary: Vocabulary) -> None:
+    """Llama gives the pad token's embedding no gradient; where that token is EOS, EOS would never be learnt."""
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    if getattr(embedding, "padding_idx", None) == vocabulary.eos_id:
+        embedding.padding_idx = None
 
 
 def describe(config: ModelConfig, *, vocabulary: Vocabulary) -> Any:
@@ -140,7 +164,8 @@ def describe(config: ModelConfig, *, vocabulary: Vocabulary) -> Any:
         attention_dropout=config.dropout,
         bos_token_id=vocabulary.eos_id,
         eos_token_id=vocabulary.eos_id,
-        pad_token_id=vocabulary.pad_id,
+        # Named only where it is a token of its own: transformers gives its embedding zeros and no gradient.
+        pad_token_id=None if vocabulary.pad_id == vocabulary.eos_id else vocabulary.pad_id,
     )
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.architecture == "gpt_neox":
@@ -155,7 +180,9 @@ def check_source(source: str) -> None:
         raise RunError(f"model.from: {source!r}: no such folder; check the path, or give a hub name")
 
 
-def _load(config: ModelConfig, *, vocabulary: Vocabulary, kernel: Kernel, dtype: torch.dtype) -> nn.Module:
+def _load(
+    config: ModelConfig, *, vocabulary: Vocabulary, kernel: Kernel, dtype: torch.dtype, packing: dict[str, Any]
+) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     source = str(config.source)
@@ -169,11 +196,13 @@ def _load(config: ModelConfig, *, vocabulary: Vocabulary, kernel: Kernel, dtype:
             trust_remote_code=config.trust_remote_code,
             attn_implementation=kernel,
             dtype=dtype,
+            **packing,
         )
     except (OSError, ValueError) as error:
         kind = "a folder without a loadable model" if Path(source).is_dir() else "neither a folder here nor a hub model"
         first_line = str(error).strip().splitlines()[0]
         raise RunError(f"model.from: {source!r} is {kind}: {first_line}; check the path or the name") from None
+    keep_layout(model)
     have = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator, union-attr]
     have = int(getattr(model.config, "vocab_size", have))
     if have < vocabulary.size:
@@ -184,23 +213,39 @@ def _load(config: ModelConfig, *, vocabulary: Vocabulary, kernel: Kernel, dtype:
     return model
 
 
-def count_parameters(model: nn.Module) -> int:
-    """All parameters, tied ones once, by their logical shape (ZeRO-3 holds a slice of each)."""
-    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in model.parameters())
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters by their logical shape, tied ones once: of the whole model, and those that are trained."""
+
+    total: int
+    trainable: int
+
+    @property
+    def trainable_percent(self) -> float:
+        return 100 * self.trainable / self.total
+
+
+def count_parameters(model: nn.Module) -> ParameterCounts:
+    """Counted by logical shape: ZeRO-3 holds a slice of each, and 4-bit weights lie two in a byte."""
+    counts = [(logical_numel(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return ParameterCounts(sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained))
 
 
 def flops_per_token(model: nn.Module, *, seq_len: int) -> float:
-    """Training FLOPs a token, forward and backward: 6 N + 12 L H T.
+    """Training FLOPs a token, forward and backward: 6 N + 12 L H T; 4 N for a frozen N.
 
     Chowdhery et al. 2022, "PaLM", appendix B: N the parameters that multiply (the input embedding is a lookup, the
-    head a product even where it is tied), L layers of width H, T the row's length. Recomputation does not count, and
-    attention counts as if it were dense over the row, as the peers' published figures do.
+    head a product even where it is tied), L layers of width H, T the row's length. A frozen matrix passes gradients
+    on, but needs none itself: a third of its products fall away. Recomputation does not count, and attention counts as
+    if it were dense over the row, as the peers' published figures do.
     """
-    described = model.config
-    embedding = described.vocab_size * described.hidden_size
-    multiplying = count_parameters(model) - (0 if described.tie_word_embeddings else embedding)
+    described, counts = model.config, count_parameters(model)
+    embedding = 0 if described.tie_word_embeddings else described.vocab_size * described.hidden_size
+    frozen = counts.total - counts.trainable
+    # Where anything is frozen, so is the embedding.
+    multiplying = 6.0 * counts.trainable + 4.0 * frozen - (4.0 if frozen else 6.0) * embedding
     attention = 12 * described.num_hidden_layers * described.hidden_size * seq_len
-    return 6.0 * multiplying + float(attention)
+    return multiplying + float(attention)
 
 
 @torch.no_grad()

@@ -8,12 +8,13 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.config import Config
+from trainer.quantize import QuantizationConfig
 
 Attention = Literal["auto", "flash_attention_2", "sdpa"]
 
 
 class ModelConfig(Config):
-    """`from`: a folder or a hub name to continue from. Without it, the sizes describe a new model.
+    """`from`: a run, a model folder or a hub name to continue from. Without it, the sizes describe a new model.
 
     The vocabulary's size is not a key: it is the tokenizer's, padded to a multiple of `pad_vocab_to_multiple`.
     """
@@ -34,11 +35,19 @@ class ModelConfig(Config):
     initializer_range: float = Field(default=0.02, gt=0)
     pad_vocab_to_multiple: int = Field(default=128, ge=1)
     attention: Attention = "auto"
+    quantization: QuantizationConfig | None = None
+    """How the frozen base of an adapter is held; None: unquantised, in the run's precision."""
 
     @field_validator("source")
     @classmethod
     def _home_is_a_folder(cls, source: str | None) -> str | None:
         return str(Path(source).expanduser()) if source is not None and source.startswith("~") else source
+
+    @model_validator(mode="after")
+    def _only_a_base_is_quantized(self) -> ModelConfig:
+        if self.quantization is not None and self.source is None:
+            raise ValueError("quantization: a new model has no weights worth freezing; name the base in model.from")
+        return self
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> ModelConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,22 @@ import torch
 from data_pipeline.config import load
 from data_pipeline.stage import StageError
 from trainer import checkpoint
+from trainer.base import pin_base
 from trainer.config import TrainConfig, unread_keys
 from trainer.errors import RunError, TrainingStopped
+from trainer.gate import run_gate
 from trainer.journal import Journal
 from trainer.launch_environment import check_launch, wants_gpu
 from trainer.loop import train
+from trainer.metrics import memory_gib
 from trainer.ops import ensure_ops_built
 from trainer.programs import add_scripts_to_path
+from trainer.quantize import held_bytes
 from trainer.quiet import quieten_libraries
 from trainer.ranks import Ranks, start_ranks, stop_ranks
 from trainer.resilience import DONE, FAILED, REFUSED, STOPPED, ExitRecord, StopFlag
 from trainer.run_folder import EVALUATIONS_NAME, METRICS_NAME, RunFolder, read_lines
-from trainer.setup import Run, restore, set_up
+from trainer.setup import Run, probe_kernel, restore, set_up
 
 Watcher = Callable[[str], None]
 
@@ -35,7 +40,7 @@ def run_rank(path: str, overrides: Sequence[str], *, stop: StopFlag) -> int:
     Raises:
         ConfigError, StageError, RunError: refused, or ended by itself; no finished step is lost.
     """
-    config = load(path, overrides, TrainConfig)
+    config = with_shards(load(path, overrides, TrainConfig))
     use_gpu = wants_gpu(num_devices=torch.cuda.device_count() if torch.cuda.is_available() else 0)
     check_launch(config)
     quieten_libraries(use_gpu=use_gpu)
@@ -63,6 +68,24 @@ def run_in_group(config: TrainConfig, ranks: Ranks, *, stop: StopFlag, on_phase:
         # No rank leaves before the record stands: a launcher may end the job when the first one does.
         ranks.barrier()
     return record.code
+
+
+def with_shards(config: TrainConfig) -> TrainConfig:
+    """`config` with the shards that the files of `data.raw` were made into.
+
+    Raises:
+        StageError: they were not made yet.
+        RunError: `data.shards` names others.
+    """
+    raw, named = config.data.raw, config.data.shards
+    if raw is None:
+        return config
+    from data_pipeline.raw import find_shards
+
+    found = str(find_shards(raw))
+    if named and named != found:
+        raise RunError(f"data.shards: {named}, but data.raw makes {found}; give one of the two")
+    return config.model_copy(update={"data": config.data.model_copy(update={"shards": found})})
 
 
 class _Begun:
@@ -107,9 +130,13 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
         # Another launcher than `dure train` has not compiled it; one rank a machine does, the others wait here.
         add_scripts_to_path()
         ranks.together(lambda: ensure_ops_built() if ranks.local_rank == 0 else None)
-    run = set_up(config, ranks)
+    run = set_up(pin_base(config, folder.path, ranks), ranks)
     run.on_phase = on_phase
-    if chosen.path is not None:
+    ranks.on_main(lambda: folder.bring_companions(Path(config.data.shards)))
+    if chosen.path is None:
+        run_gate(run, ranks)
+    else:
+        probe_kernel(run)
         restore(run, chosen.path)
         # A save before the evaluation of its step does not know of it.
         if evaluation and run.progress.evaluated_step != at_step:
@@ -132,8 +159,9 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
 def _begin(folder: RunFolder, run: Run, resumed: Path | None) -> None:
     """Write down where the attempt starts, and forget what was logged after that step."""
     step = run.progress.step
-    folder.rewind(step=step)
-    folder.append_event(kind="started", step=step, detail=str(resumed or "a new run"), action="trains on from here")
+    folder.rewind(step=step if resumed is not None else -1)
+    detail = {"reason": str(resumed or "a new run"), **asdict(run.parameters)}
+    folder.append_event(kind="started", step=step, detail=detail, action="trains on from here")
 
 
 def _last_evaluation(folder: RunFolder, *, step: int) -> dict[str, Any]:
@@ -155,8 +183,9 @@ def _introduce(run: Run, folder: RunFolder, resumed: Path | None) -> None:
     epochs = steps * sequences / rows.num_rows
     engine = config.engine.kind if config.engine.kind == "none" else f"deepspeed ZeRO-{config.engine.zero_stage}"
     lines = [
-        f"{folder.path}: {config.stage}, {run.num_parameters:,} parameters, {run.ranks.world_size} x "
+        f"{folder.path}: {config.stage}, {run.parameters.total:,} parameters, {run.ranks.world_size} x "
         f"{_device_name(run.ranks)}, engine {engine}, {config.train.precision}",
+        *_tuning(run),
         f"  attention {run.kernel.kernel}: {run.kernel.reason}; packed documents are apart (checked)",
         f"  {steps:,} steps of {sequences:,} x {config.data.seq_len:,} = {tokens:,} tokens: {epochs:.2f} epochs of "
         f"{rows.num_rows:,} rows ({config.data.packing})",
@@ -164,6 +193,28 @@ def _introduce(run: Run, folder: RunFolder, resumed: Path | None) -> None:
         *(f"  {line}" for line in unread_keys(config)),
     ]
     _say(run.ranks, "\n".join(lines))
+
+
+def _tuning(run: Run) -> list[str]:
+    """What is trained of a base that stays frozen, and how that is held."""
+    config, adapter = run.config, run.config.adapter
+    if adapter is None:
+        return []
+    targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
+    kind = "DoRA" if adapter.weight_decomposed else "rsLoRA" if adapter.rank_stabilized else "LoRA"
+    lines = [
+        f"  {kind} rank {adapter.rank} on {targets}: {run.parameters.trainable:,} of them trained "
+        f"({run.parameters.trainable_percent:.4f} %); the base {config.model.source} is frozen"
+    ]
+    if (quantization := config.model.quantization) is not None:
+        held = held_bytes(run.engine.model)
+        double = ", double quantisation" if quantization.double_quantization else ""
+        lines.append(
+            f"  base in {quantization.kind}{double}, computes in {quantization.compute_dtype}: this rank holds "
+            f"{held.here / 2**20:,.1f} of {held.whole / 2**20:,.1f} MiB, and {held.scales / 2**20:,.1f} MiB of scales; "
+            f"at most {memory_gib(run.ranks.device):.1f} GiB while it was loaded"
+        )
+    return lines
 
 
 def _device_name(ranks: Ranks) -> str:

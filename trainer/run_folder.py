@@ -5,6 +5,8 @@ attempts.jsonl                      one line a start
 metrics.jsonl  evaluations.jsonl    one line a logged step, one an evaluation; unique steps, also after a resume
 events.jsonl                        what went wrong and what was done, from any rank
 exit.json  lock                     why the last attempt ended; who works here
+base.json                           what model.from stood for at the first start
+tokenizer/  template.yaml           what made the shards, copied from them
 checkpoints/                        step folders
 """
 
@@ -23,6 +25,7 @@ from typing import Any
 
 from data_pipeline import disk
 from data_pipeline.config import Config, Tree, load, to_tree, to_yaml
+from data_pipeline.shards.format import read_shards_manifest
 from trainer.errors import RunError
 from trainer.resilience import ExitRecord
 from trainer.run_environment import describe_environment
@@ -36,6 +39,7 @@ EVALUATIONS_NAME = "evaluations.jsonl"
 EVENTS_NAME = "events.jsonl"
 EXIT_NAME = "exit.json"
 CHECKPOINTS_NAME = "checkpoints"
+BASE_NAME = "base.json"
 
 # What may differ when a run goes on: it changes neither the rows nor the update of a step. A dot at the end: all below.
 MAY_DIFFER = (
@@ -43,12 +47,16 @@ MAY_DIFFER = (
     "train.micro_batch_sequences",
     "evaluation.every_steps",
     "evaluation.micro_batch_sequences",
+    "evaluation.answers.",
+    "gate.",
     "checkpoint.",
     "logging.",
     "run.name",
     "run.folder",
     "run.expected_ranks",
     "data.shards",  # a path; what lies there is compared by its hash
+    "data.raw.",  # what shards are made of
+    "data.raw",
 )
 
 Changes = dict[str, list[Any]]  # dotted path -> [old value, new value]
@@ -137,9 +145,18 @@ class RunFolder:
         """Why the last attempt ended; None where it was killed, or still runs."""
         return read_exit(self.path)
 
+    def bring_companions(self, shards: Path) -> None:
+        """Copy the tokenizer and the template that made the shards, so that the run can be talked to without them."""
+        for entry in read_shards_manifest(shards).get("companions", []):
+            data, target = (shards / entry["name"]).read_bytes(), self.path / entry["name"]
+            if not target.is_file() or target.read_bytes() != data:
+                target.parent.mkdir(exist_ok=True)
+                disk.write_bytes(target, data)
+
     def checkpoint_files(self) -> dict[str, bytes]:
         """What lies beside the weights, so that a checkpoint can be read without its run folder."""
-        return {name: (self.path / name).read_bytes() for name in (CONFIG_NAME, ENVIRONMENT_NAME)}
+        names = (CONFIG_NAME, ENVIRONMENT_NAME, BASE_NAME)
+        return {name: (self.path / name).read_bytes() for name in names if (self.path / name).is_file()}
 
 
 def _readable(value: Any) -> Any:

@@ -1,23 +1,47 @@
-"""A model that stands on disk: a run, one of its checkpoints, or a transformers folder; opened without an optimizer."""
+"""A model that stands on disk: a run, one of its checkpoints, or a model folder; opened without an optimizer.
+
+What was trained as an adapter opens as an adapter on its base. The tokenizer and the template of a run lie in its
+folder, so that no shards are needed to talk to it.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from data_pipeline.config import load
+from data_pipeline.disk import PARTIAL_SUFFIX
+from data_pipeline.stage import MANIFEST_NAME
 from trainer import checkpoint
+from trainer.adapter import add_adapter
+from trainer.base import check_base, identify, pinned_source, with_source
 from trainer.config import TrainConfig
 from trainer.engine import load_weights
 from trainer.errors import RunError
-from trainer.model import Kernel, choose_attention, make_model, read_vocabulary
+from trainer.merge import merge_in_place, unpack
+from trainer.model import Kernel, Vocabulary, choose_attention, make_model, read_vocabulary
 from trainer.model_config import ModelConfig
+from trainer.quantize import QuantizationConfig, is_packed
+from trainer.quiet import bars_on_terminals_only
 from trainer.run_folder import CHECKPOINTS_NAME, CONFIG_NAME
 
+if TYPE_CHECKING:
+    from data_pipeline.templates import Template
+    from data_pipeline.tokenizer.encode import Encoder
+
 DEFAULT_ROOT = Path("runs")
+TOKENIZER_NAME = "tokenizer"
+TEMPLATE_NAME = "template.yaml"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."  # peft's names of the modules of a model that it wraps
+
+Quantize = Literal["nf4", "none"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +57,15 @@ class Saved:
     def step(self) -> int | None:
         return None if self.checkpoint is None else checkpoint.step_of(self.checkpoint)
 
+    @property
+    def shards(self) -> Path | None:
+        """The shards that the run was trained on, where they are still there."""
+        folder = Path(self.config.data.shards) if self.config else None
+        return folder if folder is not None and folder.is_dir() else None
 
-def find_saved(name: str) -> Saved:
-    """What `name` means: a run folder, its name under runs/, a checkpoint folder, or a model folder.
+
+def find_saved(name: str | Path) -> Saved:
+    """What `name` means: a run folder, its name under runs/, a checkpoint folder, or a model or adapter folder.
 
     Raises:
         RunError: none of these, or a run without a complete checkpoint.
@@ -48,16 +78,20 @@ def find_saved(name: str) -> Saved:
             if not complete:
                 raise RunError(f"{path}: no complete checkpoint yet; train it first, or name a model folder")
             return Saved(path, _config_in(path), complete[0], path)
-        if (path / "config.json").is_file():
+        is_model = (path / "config.json").is_file() or (path / ADAPTER_CONFIG_NAME).is_file()
+        if is_model and path.suffix != PARTIAL_SUFFIX:  # else an export that was killed
             return Saved(path, None, None, None)
     raise RunError(
         f"{name}: not a run folder (config.yaml), nor a run under {DEFAULT_ROOT}/, nor a checkpoint (COMPLETE), nor a "
-        "model folder (config.json); check the path"
+        "model folder (config.json, adapter_config.json); check the path"
     )
 
 
 def _config_in(folder: Path) -> TrainConfig:
-    return load(folder / CONFIG_NAME, [], TrainConfig)
+    """The config there, its `model.from` as it was pinned at the first start."""
+    config = load(folder / CONFIG_NAME, [], TrainConfig)
+    source = pinned_source(config, folder)
+    return config if source is None else with_source(config, source)
 
 
 def _run_folder_of(folder: Path) -> Path | None:
@@ -65,33 +99,218 @@ def _run_folder_of(folder: Path) -> Path | None:
     return run_folder if (run_folder / CONFIG_NAME).is_file() else None
 
 
+def tokenizer_folder(saved: Saved) -> Path:
+    """The folder that holds the model's tokenizer: the run's own, the model's, or that of the run's shards."""
+    candidates = [saved.path]
+    if saved.run_folder is not None:
+        candidates.insert(0, saved.run_folder / TOKENIZER_NAME)
+    if saved.shards is not None:
+        candidates.append(saved.shards / TOKENIZER_NAME)
+    for folder in candidates:
+        if (folder / "tokenizer.json").is_file():
+            return folder
+    looked = ", ".join(str(folder) for folder in candidates)
+    raise RunError(
+        f"{saved.path}: no tokenizer.json in {looked}; copy the folder of the tokenizer that it was trained with to "
+        f"{(saved.run_folder or saved.path) / (TOKENIZER_NAME if saved.run_folder else '')}"
+    )
+
+
+def open_tokenizer(saved: Saved) -> Encoder:
+    """The tokenizer that the model was trained with."""
+    from data_pipeline.tokenizer.encode import Encoder
+
+    return Encoder(tokenizer_folder(saved))
+
+
+def open_template(saved: Saved, *, name: str | None = None) -> Template | None:
+    """The template that the model was tuned with, or the one of `name`; None where it was tuned with none."""
+    from data_pipeline.templates import load_template
+
+    if name is None:
+        folders = [saved.run_folder or saved.path, *([saved.shards] if saved.shards else [])]
+        files = [folder / TEMPLATE_NAME for folder in folders if (folder / TEMPLATE_NAME).is_file()]
+        if not files:
+            return None
+        name = str(files[0])
+    return load_template(name, tokenizer=tokenizer_folder(saved))
+
+
 @dataclass(frozen=True)
 class OpenModel:
-    """A model ready for evaluation, and the kernel that its inputs are made for."""
+    """A model in evaluation mode, and the kernel that its inputs are made for."""
 
     model: nn.Module
     kernel: Kernel
     device: torch.device
 
 
-def open_model(saved: Saved, *, shards: Path) -> OpenModel:
-    """Load the weights in float32 on this machine's device; every file is verified before.
+def open_model(
+    saved: Saved,
+    *,
+    shards: Path | None = None,
+    quantize: Quantize | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> OpenModel:
+    """Load the weights on this machine's device; every file of a checkpoint is verified before.
+
+    An adapter stands beside its base. Whatever is not held in 4 bits is held, and all is computed, in `dtype`.
+
+    Args:
+        shards: where the vocabulary's figures come from; the model's own tokenizer if None.
+        quantize: "nf4" holds the linear layers in 4 bits, "none" does not; None is as it was trained.
 
     Raises:
-        CheckpointError, RunError: a damaged checkpoint, or a model that the shards do not fit.
+        CheckpointError, RunError: a damaged checkpoint, a changed base, or a model that the shards do not fit.
     """
+    return _open(saved, shards=shards, quantize=quantize, dtype=dtype, is_merged=False)
+
+
+def open_merged(saved: Saved, *, shards: Path | None = None) -> OpenModel:
+    """An adapter and its base as one float32 model without either: the base as its 4 bits stand for it, then merged.
+
+    Merged into the packed base, the sum would be packed anew, with an error some thirty times as large.
+    """
+    return _open(saved, shards=shards, quantize=None, dtype=torch.float32, is_merged=True)
+
+
+def _open(
+    saved: Saved, *, shards: Path | None, quantize: Quantize | None, dtype: torch.dtype, is_merged: bool
+) -> OpenModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    described = saved.config.model if saved.config else ModelConfig.model_validate({"from": str(saved.path)})
-    # The weights know no kernel; this machine and float32 may have another one than the run had.
-    described = described.model_copy(update={"attention": "auto"})
-    kernel = choose_attention(described, device=device, precision="fp32").kernel
-    vocabulary = read_vocabulary(shards)
-    if saved.checkpoint is None:
-        model = make_model(described, vocabulary=vocabulary, kernel=kernel, dtype=torch.float32, seed=0)
-    else:
-        if faults := checkpoint.verify(saved.checkpoint):
-            raise checkpoint.CheckpointError("\n".join(faults) + f"\n{saved.checkpoint}: damaged; name an older one")
-        seed = saved.config.seed if saved.config else 0
-        model = make_model(described, vocabulary=vocabulary, kernel=kernel, dtype=torch.float32, seed=seed)
+    bars_on_terminals_only()
+    if saved.checkpoint is not None and (faults := checkpoint.verify(saved.checkpoint)):
+        raise checkpoint.CheckpointError("\n".join(faults) + f"\n{saved.checkpoint}: damaged; name an older one")
+    described = _described(saved, quantize=quantize)
+    precision = "fp32" if dtype == torch.float32 else "bf16"
+    kernel = choose_attention(described, device=device, precision=precision).kernel
+    vocabulary = vocabulary_of(saved) if shards is None else read_vocabulary(shards)
+    model = make_model(
+        described,
+        vocabulary=vocabulary,
+        kernel=kernel,
+        # What is packed, is packed from the type that training packed it from.
+        dtype=base_dtype(saved) if is_adapter(saved) else dtype,
+        seed=saved.config.seed if saved.config else 0,
+        device=device,
+    )
+    if is_merged:
+        unpack(model)
+        device = torch.device("cpu")
+    _cast(model, dtype)
+    if is_adapter(saved):
+        _load_adapter(model, saved, dtype=dtype)
+    elif saved.checkpoint is not None:
         load_weights(model, saved.checkpoint)
-    return OpenModel(model=model.to(device).eval(), kernel=kernel, device=device)
+    if is_merged:
+        merge_in_place(model)
+    if not any(is_packed(parameter) for parameter in model.parameters()):
+        model = model.to(device)
+    return OpenModel(model=model.eval(), kernel=kernel, device=device)
+
+
+def is_adapter(saved: Saved) -> bool:
+    """Whether only an adapter was trained, or an adapter folder was named."""
+    if saved.config is not None:
+        return saved.config.adapter is not None
+    return (saved.path / ADAPTER_CONFIG_NAME).is_file()
+
+
+def quantization_of(saved: Saved) -> QuantizationConfig | None:
+    """How the base of an adapter was held while it was trained."""
+    if saved.config is not None:
+        return saved.config.model.quantization
+    told = read_json(saved.path / MANIFEST_NAME).get("quantization")
+    return QuantizationConfig.model_validate(told) if told else None
+
+
+def _described(saved: Saved, *, quantize: Quantize | None) -> ModelConfig:
+    """The model to make, or the adapter's base."""
+    # The weights know no kernel; this machine and this dtype may have another one than the run had.
+    changes: dict[str, Any] = {"attention": "auto", "quantization": quantization_of(saved)}
+    if quantize is not None:
+        changes["quantization"] = QuantizationConfig() if quantize == "nf4" else None
+    if saved.config is None:
+        return _from_folder(saved).model_copy(update=changes)
+    if quantize == "nf4" and not is_adapter(saved):
+        raise RunError(
+            f"--quantize: {saved.path} is a checkpoint with weights of its own, and only a model folder can be packed; "
+            f"run `dure export {saved.path} --output DIR`, then name DIR"
+        )
+    return saved.config.model.model_copy(update=changes)
+
+
+def _from_folder(saved: Saved) -> ModelConfig:
+    """A plain model folder, or the base that an adapter folder names."""
+    told = read_json(saved.path / ADAPTER_CONFIG_NAME)
+    tree: dict[str, str | None] = {"from": str(saved.path)}
+    if told and not (saved.path / "config.json").is_file():
+        tree = {"from": told["base_model_name_or_path"], "revision": told.get("revision")}
+    return ModelConfig.model_validate(tree)
+
+
+def base_dtype(saved: Saved) -> torch.dtype:
+    """The type in which an adapter's base was loaded for training."""
+    if saved.config is not None:
+        from trainer.setup import loaded_dtype
+
+        return loaded_dtype(saved.config)
+    is_short = read_json(saved.path / MANIFEST_NAME).get("base_dtype") == "bf16"
+    return torch.bfloat16 if is_short else torch.float32
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold and compute in `dtype` all that is not packed. Buffers stay: a rotary frequency in bf16 is another one."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and not is_packed(parameter):
+            parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        if hasattr(module, "compute_type_is_set"):  # bitsandbytes' packed layers
+            module.compute_dtype, module.compute_type_is_set = dtype, True  # type: ignore[assignment]
+
+
+def _load_adapter(model: nn.Module, saved: Saved, *, dtype: torch.dtype) -> None:
+    """Put the trained adapter beside the base, in place."""
+    if saved.config is not None and saved.checkpoint is not None:
+        assert saved.config.adapter is not None
+        described = _described(saved, quantize=None)
+        check_base(checkpoint.read_state(saved.checkpoint).get("base"), identify(described), folder=saved.checkpoint)
+        add_adapter(model, saved.config.adapter, seed=saved.config.seed, dtype=dtype)
+        load_weights(model, saved.checkpoint)
+        return
+    import safetensors.torch
+    from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    file = saved.path / ADAPTER_WEIGHTS_NAME
+    tensors = {
+        name.removeprefix(PEFT_PREFIX): tensor.to(dtype) for name, tensor in safetensors.torch.load_file(file).items()
+    }
+    inject_adapter_in_model(PeftConfig.from_pretrained(str(saved.path)), model)
+    result: Any = set_peft_model_state_dict(model, tensors)
+    _cast(model, dtype)
+    missing = [name for name in result.missing_keys if ".lora_" in name]
+    if missing or result.unexpected_keys:
+        names = ", ".join([*missing, *result.unexpected_keys][:3])
+        raise RunError(f"{file}: does not fit its base: {names} and others; give the base that it was trained on")
+
+
+def vocabulary_of(saved: Saved) -> Vocabulary:
+    """What the model must know of its tokenizer, without shards; those of the run where it has no tokenizer."""
+    try:
+        encoder = open_tokenizer(saved)
+    except RunError:
+        if saved.shards is None:
+            raise
+        return read_vocabulary(saved.shards)
+    assert encoder.eos_id is not None, "an Encoder refuses a tokenizer without EOS"
+    # As shards do it: padding is never a target and nothing attends to it.
+    pad_id = encoder.eos_id if encoder.pad_id is None else encoder.pad_id
+    return Vocabulary(size=encoder.vocab_size, eos_id=encoder.eos_id, pad_id=pad_id)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is none."""
+    if not path.is_file():
+        return {}
+    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return tree

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 
 
 class OptimizerConfig(Config):
-    """AdamW (Loshchilov and Hutter 2019, algorithm 2). Weight decay on matrices only."""
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2). Weight decay on matrices only.
 
+    `adamw_8bit` keeps both moments in blocks of 8-bit numbers (Dettmers et al. 2022, "8-bit Optimizers via Block-wise
+    Quantization"); `paged` lets a GPU's driver move them to the host where memory runs out (Dettmers et al. 2023,
+    "QLoRA", section 3).
+    """
+
+    kind: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     weight_decay: float = Field(default=0.1, ge=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
@@ -66,9 +72,13 @@ def parameter_groups(model: nn.Module, optimizer: OptimizerConfig) -> list[dict[
 
 
 def make_optimizer(model: nn.Module, optimizer: OptimizerConfig, *, device: torch.device) -> torch.optim.Optimizer:
-    """torch's AdamW over `parameter_groups`; one fused kernel on a GPU."""
+    """AdamW over `parameter_groups`: torch's (one fused kernel on a GPU), or bitsandbytes' with 8-bit moments."""
     import torch
 
+    if optimizer.kind != "adamw":
+        from trainer.optimizer_8bit import make_adamw_8bit
+
+        return make_adamw_8bit(parameter_groups(model, optimizer), optimizer)
     return torch.optim.AdamW(
         parameter_groups(model, optimizer),
         lr=0.0,  # set before each update by set_learning_rate

@@ -11,20 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_pipeline.shards.format import check_tokenizer
+from data_pipeline.shards.format import check_tokenizer, read_shards_manifest
 from data_pipeline.stream.batch import padding_batch
 from data_pipeline.stream.evaluation import EvaluationSet
 from data_pipeline.stream.rows import Rows, open_rows
 from data_pipeline.stream.stream import Stream
 from data_pipeline.tokenizer.fingerprint import tokenizer_fingerprint
 from trainer import checkpoint
-from trainer.config import TrainConfig
+from trainer.adapter import add_adapter
+from trainer.base import BaseIdentity, check_base, identify
+from trainer.config import Stage, TrainConfig
 from trainer.deepspeed_engine import loading_in_slices
 from trainer.engine import Engine, PlainEngine, make_engine
 from trainer.errors import RunError
 from trainer.model import (
     Kernel,
     KernelChoice,
+    ParameterCounts,
     Vocabulary,
     check_documents_apart,
     check_source,
@@ -39,6 +42,9 @@ from trainer.ranks import Ranks
 from trainer.resilience import StepPolicy
 
 STATE_FORMAT = 1
+
+# The records that each stage trains on.
+RECORDS: dict[Stage, str] = {"pretrain": "document", "sft": "instruction"}
 
 
 @dataclass
@@ -74,8 +80,11 @@ class Run:
     heldout: EvaluationSet
     progress: Progress
     kernel: KernelChoice
-    num_parameters: int
+    vocabulary: Vocabulary
+    parameters: ParameterCounts
     flops_per_token: float
+    base: BaseIdentity | None = None
+    """The frozen base of an adapter, which its checkpoints do not hold."""
     on_phase: Callable[[str], None] = lambda phase: None
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,6 +96,7 @@ class Run:
             "stream": self.stream.state_dict(),
             "policy": self.policy.state_dict(),
             "engine": engine_identity(self.config, self.ranks),
+            "base": None if self.base is None else self.base.as_dict(),
             # Randomness is a pure function of these and the step: no generator's state is needed.
             "rng": {"seed": self.config.seed, "of": "sha256(seed, step, rank)"},
         }
@@ -122,7 +132,14 @@ def open_stream(config: TrainConfig, ranks: Ranks) -> Stream:
 
     def rows(*, build: bool) -> Rows:
         data = config.data
-        return open_rows(Path(data.shards), split="train", seq_len=data.seq_len, packing=data.packing, build=build)
+        return open_rows(
+            Path(data.shards),
+            split="train",
+            seq_len=data.seq_len,
+            packing=data.packing,
+            too_long=data.too_long,
+            build=build,
+        )
 
     ranks.on_main(lambda: rows(build=True).num_rows)
     opened = ranks.together(lambda: rows(build=False))
@@ -132,6 +149,7 @@ def open_stream(config: TrainConfig, ranks: Ranks) -> Stream:
 def set_up(config: TrainConfig, ranks: Ranks) -> Run:
     """Data, model and engine of a fresh run, each checked before it is used."""
     shards = Path(config.data.shards)
+    ranks.on_main(lambda: check_stage(config.stage, shards))
     vocabulary = ranks.on_main(lambda: read_vocabulary(shards))
     stream = open_stream(config, ranks)
     heldout = EvaluationSet(
@@ -142,9 +160,9 @@ def set_up(config: TrainConfig, ranks: Ranks) -> Run:
     )
     check_source_tokenizer(config, ranks)
     model = make_trainable_model(config, ranks, vocabulary=vocabulary, kernel=kernel.kernel)
-    num_parameters, flops = count_parameters(model), flops_per_token(model, seq_len=config.data.seq_len)
+    parameters, flops = count_parameters(model), flops_per_token(model, seq_len=config.data.seq_len)
+    base = ranks.on_main(lambda: identify(config.model)) if config.adapter is not None else None
     engine = make_engine(config, model=model, ranks=ranks)
-    check_documents_apart(engine.module, kernel=kernel.kernel, device=ranks.device, vocab_size=vocabulary.size)
     objective = CausalLM(kernel=kernel.kernel, device=ranks.device)
     if isinstance(engine, PlainEngine) and ranks.world_size > 1:
         empty = padding_batch(seq_len=config.data.seq_len, pad_id=vocabulary.pad_id)
@@ -159,19 +177,48 @@ def set_up(config: TrainConfig, ranks: Ranks) -> Run:
         heldout=heldout,
         progress=Progress(),
         kernel=kernel,
-        num_parameters=num_parameters,
+        vocabulary=vocabulary,
+        parameters=parameters,
         flops_per_token=flops,
+        base=base,
     )
+
+
+def probe_kernel(run: Run) -> None:
+    """Law 4 on the real model and kernel; at a fresh start this is one of the gate's checks."""
+    kernel, size = run.kernel.kernel, run.vocabulary.size
+    check_documents_apart(run.engine.module, kernel=kernel, device=run.ranks.device, vocab_size=size)
+
+
+def check_stage(stage: Stage, shards: Path) -> None:
+    """Refuse shards of other records than the stage trains on."""
+    found = read_shards_manifest(shards).get("record", "document")
+    if found != RECORDS[stage]:
+        right = next((name for name, record in RECORDS.items() if record == found), None)
+        advice = f"set stage to {right!r}, or give" if right else "give"
+        raise RunError(
+            f"stage: {stage!r} trains on {RECORDS[stage]!r} records, but {shards} holds {found!r} records; {advice} "
+            f"shards of {RECORDS[stage]!r} records"
+        )
 
 
 def make_trainable_model(config: TrainConfig, ranks: Ranks, *, vocabulary: Vocabulary, kernel: Kernel) -> nn.Module:
     """The model of the run in train mode, not yet wrapped by an engine; what it can't do is refused on all ranks."""
-    # DeepSpeed computes in bf16 weights and keeps its own float32 ones; the plain engine autocasts float32 weights.
-    holds_bf16 = config.train.precision == "bf16" and config.engine.kind == "deepspeed"
-    dtype = torch.bfloat16 if holds_bf16 else torch.float32
+    trained = trained_dtype(config)
 
     def make() -> nn.Module:
-        return make_model(config.model, vocabulary=vocabulary, kernel=kernel, dtype=dtype, seed=config.seed)
+        model = make_model(
+            config.model,
+            vocabulary=vocabulary,
+            kernel=kernel,
+            dtype=loaded_dtype(config),
+            seed=config.seed,
+            device=ranks.device,
+            storage=trained if config.engine.kind == "deepspeed" else torch.uint8,
+        )
+        if config.adapter is not None:
+            add_adapter(model, config.adapter, seed=config.seed, dtype=trained)
+        return model
 
     with loading_in_slices(config):
         model = ranks.together(make)
@@ -179,6 +226,18 @@ def make_trainable_model(config: TrainConfig, ranks: Ranks, *, vocabulary: Vocab
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     return model.train()
+
+
+def trained_dtype(config: TrainConfig) -> torch.dtype:
+    """Of what is trained: DeepSpeed keeps float32 copies of bf16 weights, the plain engine autocasts float32 ones."""
+    holds_bf16 = config.train.precision == "bf16" and config.engine.kind == "deepspeed"
+    return torch.bfloat16 if holds_bf16 else torch.float32
+
+
+def loaded_dtype(config: TrainConfig) -> torch.dtype:
+    """Of the model as it is loaded: a base that stays frozen needs no float32 copy, which would be twice as large."""
+    frozen = config.adapter is not None and config.train.precision == "bf16"
+    return torch.bfloat16 if frozen else trained_dtype(config)
 
 
 def check_positions(model: nn.Module, config: TrainConfig) -> None:
@@ -227,5 +286,6 @@ def restore(run: Run, folder: Path) -> None:
     """Continue `run` from a checkpoint that was verified; refused before anything is loaded where it does not fit."""
     saved = checkpoint.read_state(folder)
     check_engine(saved["engine"], engine_identity(run.config, run.ranks), folder=folder)
+    check_base(saved.get("base"), run.base, folder=folder)
     run.load_state_dict(saved)
     run.engine.load(folder)

@@ -1,4 +1,7 @@
-"""A whole training as the subject of fault tests: its save is the real engine's, ZeRO-2 on two ranks."""
+"""A whole training as the subject of fault tests: its save is the real engine's, ZeRO-2 on two ranks.
+
+What is trained is told by a word: "pretrain" a new model, or a tuning of a tiny base over instruction rows.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from typing import Any
 
 import torch
 
-from tests.trainer.tiny_run import losses_of, tiny_config
+from tests.trainer.small_world import SmallWorld
+from tests.trainer.tiny_run import losses_of, make_shards, tiny_config
+from tests.trainer.tiny_sft import make_base, sft_config
+from trainer.config import TrainConfig
 from trainer.ranks import Ranks
 from trainer.resilience import StopFlag
 from trainer.run import run_in_group
@@ -19,8 +25,18 @@ class RunSubject:
 
     num_ranks = 2
 
-    def __init__(self, shards: Path) -> None:
-        self._shards = shards
+    def __init__(self, folder: Path, *, trained: str) -> None:
+        self.trained = trained
+        if trained == "pretrain":
+            self._shards = make_shards(folder / "shards")
+        else:
+            self._world = SmallWorld(folder)
+            self._base = make_base(self._world)
+
+    def _config(self, folder: Path, **sections: Any) -> TrainConfig:
+        if self.trained == "pretrain":
+            return tiny_config(folder, self._shards, **sections)
+        return sft_config(folder, self._world, self._base, self.trained, **sections)
 
     def warm_up(self, folder: Path) -> None:
         """Import and compile in this process all that its forks need: each fork would pay seconds for it."""
@@ -28,7 +44,7 @@ class RunSubject:
         import deepspeed
 
         assert accelerate.utils.deepspeed and deepspeed
-        config = tiny_config(folder, self._shards, train={"max_steps": 1})
+        config = self._config(folder, train={"max_steps": 1})
         lone = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
         assert run_in_group(config, lone, stop=StopFlag()) == 0
 
@@ -40,7 +56,7 @@ class RunSubject:
         train = {"max_steps": max_steps, "schedule": {"kind": "linear", "warmup_steps": 0, "min_lr_ratio": 1.0}}
         engine = {"kind": "deepspeed", "zero_stage": 2}
         evaluation = {"every_steps": 100, "max_documents": 4}
-        config = tiny_config(folder, self._shards, train=train, engine=engine, evaluation=evaluation, **sections)
+        config = self._config(folder, train=train, engine=engine, evaluation=evaluation, **sections)
         code = run_in_group(config, ranks, stop=StopFlag())
         assert code == 0
 

@@ -52,8 +52,10 @@ class SignalAt:
 def attempt(step: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Carry one out; what it left: its exit code, its last finished, recorded and saved step, and where it began."""
     from accelerate.state import AcceleratorState
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     AcceleratorState._reset_state(reset_partial_state=True)
+    unset_hf_deepspeed_config()  # a model of the attempt before must not make this one load in slices
     config = load(step["config"], step.get("overrides", []), TrainConfig)
     stop = StopFlag()
     stop.install()

@@ -32,6 +32,7 @@ def config_with(**parts: dict[str, Any]) -> TrainConfig:
             {"train": {"schedule": {"kind": "cosine", "decay_steps": 5}}},
             ["train.schedule.decay_steps: 5 is not read: train.schedule.kind is 'cosine'"],
         ),
+        ({"data": {"too_long": "drop"}}, ["data.too_long: 'drop' is not read: stage 'pretrain' has no questions"]),
         ({"policy": {"spike_window": 64}}, ["policy.spike_window: 64 is not read: policy.refuse_spikes is false"]),
     ],
 )

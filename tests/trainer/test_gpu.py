@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainer.small_world import SmallWorld
 from tests.trainer.tiny_run import REPO, environment, lines_of, losses_of, make_shards, tiny_config, write_config
+from tests.trainer.tiny_sft import make_base, sft_config
 from trainer.model import Vocabulary, check_documents_apart, make_model
 from trainer.model_config import ModelConfig
 
@@ -25,7 +27,7 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 
 
-def train(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def train_on_gpu(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "launch.cli", "train", str(config), "--gpus", "1", *overrides]
     env = {key: value for key, value in environment().items() if key != "CUDA_VISIBLE_DEVICES"}
     return subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
@@ -56,11 +58,33 @@ def test_law_7_a_stop_and_resume_on_a_gpu_goes_on_with_the_losses_in_bf16(tmp_pa
         folder.mkdir()
         write_config(folder / "config.yaml", tiny_config(folder, shards, **sections))
 
-    results = [train(whole / "config.yaml"), train(parts / "config.yaml", "train.max_steps=4")]
-    results.append(train(parts / "config.yaml"))
+    results = [train_on_gpu(whole / "config.yaml"), train_on_gpu(parts / "config.yaml", "train.max_steps=4")]
+    results.append(train_on_gpu(parts / "config.yaml"))
 
     assert [result.returncode for result in results] == [0, 0, 0], results[0].stderr
     assert [attempt["ranks"] for attempt in lines_of(parts / "run/attempts.jsonl")] == [1, 1]
     # GPU kernels sum in an order of their own: equal to bf16's rounding, not to the bit.
+    assert losses_of(parts / "run") == pytest.approx(losses_of(whole / "run"), rel=1e-3)
+    assert losses_of(whole / "run")[8] < losses_of(whole / "run")[1]
+
+
+@pytest.mark.parametrize("engine", ["none", "zero-2", "zero-3"])
+def test_law_7_a_4_bit_tuning_with_paged_moments_goes_on_with_the_losses(tmp_path: Path, engine: str) -> None:
+    world = SmallWorld(tmp_path)
+    base = make_base(world)
+    # More than 100,000 elements an adapter, so that its moments are paged; a constant rate, so that max_steps may grow.
+    schedule = {"kind": "wsd", "warmup_steps": 0, "peak_lr": 1e-3}
+    train = {"precision": "bf16", "max_steps": 8, "schedule": schedule, "optimizer": {"kind": "paged_adamw_8bit"}}
+    quantized = {"from": str(base), "quantization": {}}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+        sections = {"train": train, "model": quantized, "adapter": {"rank": 1600}, "engine": ENGINES[engine]}
+        write_config(folder / "config.yaml", sft_config(folder, world, base, "qlora", **sections))
+
+    results = [train_on_gpu(whole / "config.yaml"), train_on_gpu(parts / "config.yaml", "train.max_steps=4")]
+    results.append(train_on_gpu(parts / "config.yaml"))
+
+    assert [result.returncode for result in results] == [0, 0, 0], results[0].stderr
     assert losses_of(parts / "run") == pytest.approx(losses_of(whole / "run"), rel=1e-3)
     assert losses_of(whole / "run")[8] < losses_of(whole / "run")[1]

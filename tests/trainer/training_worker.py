@@ -1,8 +1,8 @@
 """Trains a tiny model over rows that the caller wrote down, with each engine that it names; a process of its own.
 
 `python training_worker.py SPEC.json`, under torchrun for several ranks. SPEC: {rows: FILE.npz, output: DIR, engines:
-[{name, kind, zero_stage, precision, poisoned_before}], steps, micro_batch_sequences, weighting: "targets" or
-"rank_means"}.
+[{name, kind, zero_stage, precision, poisoned_before, model, adapter, optimizer}], steps, micro_batch_sequences,
+weighting: "targets" or "rank_means"}.
 Before each step of `poisoned_before` the same rows are tried with a loss that is not finite on the last rank alone.
 Writes DIR/<name>.json (losses and norms) and DIR/<name>.safetensors (final weights) for each engine.
 """
@@ -18,16 +18,20 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from data_pipeline.config import validate
 from data_pipeline.stream.batch import Batch
 from trainer.config import TrainConfig
 from trainer.engine import Engine, load_weights, make_engine
-from trainer.model import Vocabulary, make_model
+from trainer.engine_config import EngineConfig
+from trainer.model import Vocabulary
 from trainer.objectives.causal_lm import CausalLM
+from trainer.quantize import held_bytes
 from trainer.ranks import Ranks, start_ranks, stop_ranks
 from trainer.resilience import StepPolicy
 from trainer.schedule import learning_rate
+from trainer.setup import make_trainable_model
 from trainer.step import Updater
 
 VOCABULARY = Vocabulary(size=97, eos_id=0, pad_id=1)
@@ -44,7 +48,10 @@ def tiny_config(engine: dict[str, Any], *, steps: int, rows: int, micro_batch_se
             "num_heads": 2,
             "max_positions": 64,
             "pad_vocab_to_multiple": 1,
-        },
+        }
+        | engine.get("model", {}),
+        "adapter": engine.get("adapter"),
+        "seed": 3,
         "data": {"shards": "unused", "seq_len": 32},
         "train": {
             "max_steps": steps,
@@ -53,6 +60,7 @@ def tiny_config(engine: dict[str, Any], *, steps: int, rows: int, micro_batch_se
             "max_grad_norm": 0.5,
             "precision": engine.get("precision", "fp32"),
             "gradient_checkpointing": engine.get("gradient_checkpointing", False),
+            "optimizer": {"kind": engine.get("optimizer", "adamw")},
             "schedule": {"warmup_steps": 2, "peak_lr": 3e-3, "kind": "cosine"},
         },
         "engine": {
@@ -92,7 +100,7 @@ class MeanWeightedUpdater(Updater):
         return ours * self.ranks.world_size
 
 
-def run(engine_spec: dict[str, Any], spec: dict[str, Any], ranks: Ranks) -> dict[str, list[float]]:
+def run(engine_spec: dict[str, Any], spec: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     arrays = dict(np.load(spec["rows"]))
     config = tiny_config(
         engine_spec,
@@ -100,10 +108,9 @@ def run(engine_spec: dict[str, Any], spec: dict[str, Any], ranks: Ranks) -> dict
         rows=arrays["labels"].shape[1],
         micro_batch_sequences=spec["micro_batch_sequences"],
     )
-    model = make_model(config.model, vocabulary=VOCABULARY, kernel="sdpa", dtype=torch.float32, seed=3)
-    if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    engine = make_engine(config, model=model.train(), ranks=ranks)
+    model = make_trainable_model(config, ranks, vocabulary=VOCABULARY, kernel="sdpa")
+    held = held_bytes(model)
+    engine = make_engine(config, model=model, ranks=ranks)
     updater_class = MeanWeightedUpdater if spec.get("weighting") == "rank_means" else Updater
     updater = updater_class(
         engine=engine,
@@ -122,8 +129,9 @@ def run(engine_spec: dict[str, Any], spec: dict[str, Any], ranks: Ranks) -> dict
         metrics = updater.step(batches, number=step, lr=lr)
         losses.append(metrics.loss)
         norms.append(metrics.grad_norm)
-    write_weights(engine, model, Path(spec["output"]), name=engine_spec["name"], ranks=ranks)
-    return {"losses": losses, "norms": norms}
+    write_weights(engine, config, Path(spec["output"]), ranks=ranks)
+    held_by_rank = ranks.gather_objects(held_bytes(engine.model))
+    return {"losses": losses, "norms": norms, "loaded": held, "held": held_by_rank}
 
 
 def refuse(updater: Updater, batches: list[Batch], *, step: int, lr: float) -> None:
@@ -141,8 +149,9 @@ def refuse(updater: Updater, batches: list[Batch], *, step: int, lr: float) -> N
     assert metrics.skipped and "not finite" in metrics.reason, metrics
 
 
-def write_weights(engine: Engine, model: Any, output: Path, *, name: str, ranks: Ranks) -> None:
-    """The final weights, through a checkpoint and the loader that evaluation uses."""
+def write_weights(engine: Engine, config: TrainConfig, output: Path, *, ranks: Ranks) -> None:
+    """The final weights that were trained, through a checkpoint and the loader that evaluation uses."""
+    name = config.run.name
     folder = output / f"{name}-checkpoint"
     if ranks.is_main:
         folder.mkdir(parents=True)
@@ -150,9 +159,12 @@ def write_weights(engine: Engine, model: Any, output: Path, *, name: str, ranks:
     engine.save(folder)
     ranks.barrier()
     if ranks.is_main:
-        fresh = type(model)(model.config)
+        unset_hf_deepspeed_config()  # else transformers would load in slices
+        alone = Ranks(rank=0, world_size=1, local_rank=0, device=ranks.device)
+        plain = config.model_copy(update={"engine": EngineConfig()})
+        fresh = make_trainable_model(plain, alone, vocabulary=VOCABULARY, kernel="sdpa")
         load_weights(fresh, folder)
-        weights = {key: value.contiguous() for key, value in fresh.named_parameters()}
+        weights = {key: value.contiguous() for key, value in fresh.named_parameters() if value.requires_grad}
         safetensors.torch.save_file(weights, output / f"{name}.safetensors")
 
 
@@ -163,6 +175,7 @@ def main(path: str) -> None:
     ranks = start_ranks(use_gpu=False)
     for engine_spec in spec["engines"]:
         AcceleratorState._reset_state(reset_partial_state=True)
+        unset_hf_deepspeed_config()
         figures = run(engine_spec, spec, ranks)
         if ranks.is_main:
             (Path(spec["output"]) / f"{engine_spec['name']}.json").write_text(json.dumps(figures))

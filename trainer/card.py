@@ -1,0 +1,240 @@
+"""The model card: README.md of an export in Korean and English, made from the run and nothing else.
+
+What the run does not know (the licence, what the model is meant for) stands there as a field to fill in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainer.lineage import BaseFacts, DataFacts
+
+Lines = list[str]
+
+# AIHub's terms: whoever derives a work from its data names the agency, and passes the data itself on to nobody.
+NIA_KOREAN = (
+    "이 모델은 과학기술정보통신부의 재원으로 한국지능정보사회진흥원(NIA)의 지원을 받아 구축된 AI 허브(aihub.or.kr)의 "
+    "데이터를 활용하여 학습되었습니다. 데이터 자체는 승인받지 않은 사람에게 제공할 수 없고, 국외 반출은 NIA와의 합의가 "
+    "필요합니다."
+)
+NIA_ENGLISH = (
+    "This model was trained on data of AI-Hub (aihub.or.kr), built with the support of the National Information "
+    "Society Agency of Korea (한국지능정보사회진흥원, NIA) and funded by the Ministry of Science and ICT. The data "
+    "itself may not be passed on to the unapproved, and taking it out of Korea needs an agreement with NIA."
+)
+NIA_REMINDER = (
+    "AI 허브 데이터를 썼다면 한국지능정보사회진흥원(NIA)을 밝혀야 합니다 · where data of AI-Hub was used, "
+    "한국지능정보사회진흥원 (NIA) must be credited."
+)
+FILL_IN = "**채워 주십시오 · fill in**"
+UNDECIDED = "undecided"
+
+_WHAT = {
+    "full": ("전체 가중치", "all weights"),
+    "merged": ("어댑터를 기반 모델에 합친 전체 가중치", "all weights, the adapter merged into its base"),
+    "adapter": ("peft 어댑터, 기반 모델이 따로 필요함", "a peft adapter, which needs its base"),
+}
+_FIGURES = (
+    ("loss", "검증 손실 · held-out loss", "{:.4f}"),
+    ("bits_per_byte", "바이트당 비트 · bits per byte", "{:.4f}"),
+    ("exact_match", "정답 일치율 · exact match", "{:.2%}"),
+    ("ended_share", "EOS로 끝난 답 · answers that ended with EOS", "{:.2%}"),
+    ("num_documents", "검증 행 · held-out rows", "{:,}"),
+    ("num_targets", "검증 목표 토큰 · held-out targets", "{:,}"),
+)
+_STAGES = {"pretrain": "사전학습 · pretraining", "sft": "지시 튜닝 · instruction tuning"}
+
+
+def card(
+    facts: Mapping[str, Any],
+    *,
+    data: Sequence[DataFacts],
+    base: BaseFacts | None,
+    figures: Mapping[str, Any],
+    training: Mapping[str, Any],
+) -> str:
+    """The card's text.
+
+    Args:
+        facts: the export's manifest.
+        figures: the last evaluation line of the run up to the exported step; {} if there is none.
+        training: names and values of how it was trained, for the table.
+    """
+    told = [(title, form.format(figures[key])) for key, title, form in _FIGURES if figures.get(key) is not None]
+    sections = [
+        _front_matter(facts, base),
+        _title(facts),
+        _use(facts, base),
+        _table("수치 · Figures", told),
+        _merge(facts),
+        _base(base),
+        _data(data),
+        _template(facts),
+        _table("학습 · Training", [(name, f"{value}") for name, value in training.items()]),
+        _licence(data, base),
+    ]
+    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def _front_matter(facts: Mapping[str, Any], base: BaseFacts | None) -> Lines:
+    """What hubs read. `license: other` until somebody decides."""
+    return [
+        "---",
+        "language: ko",
+        "license: other",
+        f"license_name: {UNDECIDED}",
+        *([f"base_model: {_quoted(base.name)}"] if base else []),
+        f"library_name: {'peft' if facts['what'] == 'adapter' else 'transformers'}",
+        "pipeline_tag: text-generation",
+        "tags: [dure, korean]",
+        "---",
+    ]
+
+
+def _title(facts: Mapping[str, Any]) -> Lines:
+    korean, english = _WHAT[facts["what"]]
+    origin = facts["origin"]
+    figures = facts["dtype"] + (f", step {origin['step']:,}" if origin["step"] is not None else "")
+    return [
+        f"# {origin['name']}",
+        "",
+        f"dure(두레)로 학습한 한국어 언어 모델입니다: {korean} ({figures}).",
+        "",
+        f"A Korean language model trained with dure: {english} ({figures}).",
+    ]
+
+
+def _use(facts: Mapping[str, Any], base: BaseFacts | None) -> Lines:
+    """Code that a reader can copy; the chat template is the tokenizer's own."""
+    lines = ["## 사용 · Use", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    if facts["what"] == "adapter":
+        assert base is not None
+        revision = f", revision={_quoted(base.revision)}" if base.revision else ""
+        lines += [
+            "from peft import PeftModel",
+            "",
+            'folder = "."  # 이 폴더 · this folder',
+            f"base = AutoModelForCausalLM.from_pretrained({_quoted(base.name)}{revision})",
+            "model = PeftModel.from_pretrained(base, folder)",
+        ]
+    else:
+        lines += ["", 'folder = "."  # 이 폴더 · this folder', "model = AutoModelForCausalLM.from_pretrained(folder)"]
+    lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")
+    if facts["template"]:
+        lines += [
+            'messages = [{"role": "user", "content": "안녕하세요?"}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            ")",
+        ]
+    else:
+        lines.append('inputs = tokenizer("옛날에", return_tensors="pt", add_special_tokens=False)')
+    lines += [
+        "ids = model.generate(**inputs, max_new_tokens=128)[0, inputs['input_ids'].shape[1] :]",
+        "print(tokenizer.decode(ids, skip_special_tokens=True))",
+        "```",
+    ]
+    if quantization := facts.get("quantization"):
+        double = ", double quantisation" if quantization["double_quantization"] else ""
+        lines += [
+            "",
+            f"기반 모델을 4비트({quantization['kind']}{double})로 두고 학습했습니다. 같은 답을 얻으려면 기반 모델도 "
+            "그렇게 여십시오(`BitsAndBytesConfig`).",
+            "",
+            f"It was trained beside a base held in 4 bits ({quantization['kind']}{double}); open the base so, by "
+            "`BitsAndBytesConfig`, to get what was trained.",
+        ]
+    return lines
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]]) -> Lines:
+    return [f"## {title}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)] if rows else []
+
+
+def _merge(facts: Mapping[str, Any]) -> Lines:
+    merge = facts.get("merge")
+    if not merge:
+        return []
+    rows = [
+        (f"{title} · {kind}", f"{merge[key]['max_logit_error']:.3g} · {merge[key]['top_1_agreement']:.4%}")
+        for key, title, kind in (
+            ("float32", "합치기 자체 (fp32)", "the merge itself (fp32)"),
+            ("as_written", f"저장된 파일 ({facts['dtype']})", f"the written files ({facts['dtype']})"),
+        )
+    ]
+    title = "합친 모델과 학습한 모델의 차이 · Merged beside what was trained"
+    note = f"로짓 최대 차이 · largest logit error, top-1 일치 · agreement ({merge['float32']['num_rows']} 행 · rows)"
+    accepted = "한계를 넘었으나 받아들여졌습니다 · beyond the limits, and accepted by hand"
+    return [*_table(title, rows), "", note, *(["", accepted] if merge["is_accepted"] else [])]
+
+
+def _base(base: BaseFacts | None) -> Lines:
+    if base is None:
+        return []
+    revision = f" @ `{base.revision}`" if base.revision else ""
+    return [
+        "## 기반 모델 · Base",
+        "",
+        f"`{base.name}`{revision}",
+        "",
+        f"기반 모델의 라이선스 · licence of the base: {base.license or FILL_IN}",
+    ]
+
+
+def _data(data: Sequence[DataFacts]) -> Lines:
+    lines = [
+        "## 데이터 · Data",
+        "",
+        "| 단계 · stage | 출처 · source | 행 · rows | 라이선스 · licence |",
+        "|---|---|---|---|",
+    ]
+    for training in data:
+        stage = _STAGES.get(training.stage, training.stage)
+        for source, count in training.sources.items():
+            lines.append(f"| {stage} | `{source}` | {count:,} | {_licence_of(source)} |")
+        if not training.is_known:
+            lines.append(f"| {stage} | `{training.shards}` (샤드 없음 · shards not found) | ? | {FILL_IN} |")
+    if not data:
+        lines.append(f"| {FILL_IN} | | | |")
+    if any(training.is_from_aihub for training in data):
+        lines += ["", NIA_KOREAN, "", NIA_ENGLISH]
+    elif not data or not all(training.is_known for training in data):
+        lines += ["", NIA_REMINDER]
+    return lines
+
+
+def _licence_of(source: str) -> str:
+    return "AIHub 이용약관 · terms of AIHub" if "aihub" in source.lower() else FILL_IN
+
+
+def _template(facts: Mapping[str, Any]) -> Lines:
+    template = facts["template"]
+    if not template:
+        return [
+            "## 템플릿 · Template",
+            "",
+            "없음: 이어 쓰기 모델입니다. · None: it continues texts, and was not taught to answer.",
+        ]
+    return [
+        "## 템플릿 · Template",
+        "",
+        f"`{template['name']}` (sha256 `{template['sha256'][:16]}…`): `chat_template.jinja`, `template.yaml`. "
+        "답은 EOS로 끝납니다. · An answer ends with EOS.",
+    ]
+
+
+def _licence(data: Sequence[DataFacts], base: BaseFacts | None) -> Lines:
+    bound = [*(["데이터 · data"] if data else []), *(["기반 모델 · base"] if base else [])]
+    return [
+        "## 라이선스와 쓰임 · Licence and use",
+        "",
+        f"- 라이선스 · licence: {FILL_IN} (매이는 곳 · bound by: {', '.join(bound) or '—'}); `license` 위 · above",
+        f"- 쓰임 · intended use: {FILL_IN}",
+        f"- 한계 · limits: {FILL_IN}. 모델은 틀린 말을 할 수 있습니다 · the model may say what is wrong",
+        f"- 연락처 · contact: {FILL_IN}",
+    ]
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,355 @@
+"""A trained model as a folder that other programs open: full, merged, or an adapter for peft. Whole or absent.
+
+    config.json  model*.safetensors  generation_config.json      transformers (full, merged)
+    adapter_config.json  adapter_model.safetensors               peft (adapter)
+    tokenizer*.json  chat_template.jinja  template.yaml          what it was trained with
+    README.md  manifest.json                                     the card; what it was made from, each file's hash
+
+The folder is made beside its place under a hidden name and renamed. What other programs need is in docs/export.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from data_pipeline import disk
+from data_pipeline.disk import PARTIAL_SUFFIX, FileRecord
+from data_pipeline.stage import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from data_pipeline.templates import Template
+from trainer import merge
+from trainer.card import card
+from trainer.checkpoint_marker import read_marker
+from trainer.errors import RunError
+from trainer.lineage import as_trees, base_of, data_of
+from trainer.quiet import quiet_prints
+from trainer.run_environment import describe_environment
+from trainer.run_folder import EVALUATIONS_NAME, METRICS_NAME, read_lines
+from trainer.saved import (
+    ADAPTER_WEIGHTS_NAME,
+    PEFT_PREFIX,
+    TEMPLATE_NAME,
+    Saved,
+    base_dtype,
+    find_saved,
+    is_adapter,
+    open_merged,
+    open_model,
+    open_template,
+    open_tokenizer,
+    quantization_of,
+    tokenizer_folder,
+    vocabulary_of,
+)
+
+KIND = "export"
+FORMAT_VERSION = 1
+README_NAME = "README.md"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
+MAX_FILE_SIZE = "5GB"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PACKAGES = ("dure", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
+
+# All that some program reads a tokenizer from; tokenizer.json is always among them.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    CHAT_TEMPLATE_NAME,
+)
+
+What = Literal["full", "merged", "adapter"]
+Dtype = Literal["fp32", "bf16", "fp16"]
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """`dtype` None: as it was trained. `shards`: whose held-out rows measure a merge; those of the run if None."""
+
+    merge: bool = False
+    dtype: Dtype | None = None
+    shards: Path | None = None
+    accept_merge_error: bool = False
+
+
+def export(saved: Saved, output: Path, options: ExportOptions) -> Manifest:
+    """Write the folder `output`, and return its manifest.
+
+    Raises:
+        RunError: `output` exists, or the options do not fit the model.
+        MergeError: the merged model says other things than the one that was trained.
+    """
+    what = _what(saved, merge=options.merge)
+    with made_beside(output) as folder:
+        template = open_template(saved)
+        facts: Facts = {
+            "kind": KIND,
+            "format_version": FORMAT_VERSION,
+            "what": what,
+            "dtype": "fp32" if what == "adapter" else options.dtype or _trained_dtype(saved),
+            "origin": _origin(saved),
+            "tokenizer_fingerprint": open_tokenizer(saved).fingerprint,
+            "template": {"name": template.name, "sha256": template.sha256} if template else None,
+            "data": as_trees(data_of(saved)),
+        }
+        facts |= _write_weights(saved, folder, facts, options)
+        write_tokenizer(tokenizer_folder(saved), folder, template=template, max_positions=facts["max_positions"])
+        disk.write_bytes(folder / README_NAME, _card(saved, facts).encode())
+        environment = describe_environment()
+        facts["commit"] = environment["commit"]
+        facts["packages"] = {name: environment["packages"][name] for name in PACKAGES}
+        facts["files"] = [asdict(record) for record in _synced_files(folder)]
+        return write_manifest(folder, facts)
+
+
+def export_full(run: str | Path, output: Path) -> Path:
+    """`output`, which holds all weights of a run's newest checkpoint in float32; an adapter is merged into its base.
+
+    A finished export of the same checkpoint that lies there is used again.
+    """
+    saved = find_saved(run)
+    if (output / MANIFEST_NAME).is_file():
+        found, ours = read_manifest(output, kind=KIND)["origin"], _origin(saved)
+        if found == ours:
+            return output
+        raise RunError(
+            f"{output}: holds {found['name']} step {found['step']} ({found['sha256'][:12]}…), but {ours['name']} step "
+            f"{ours['step']} ({ours['sha256'][:12]}…) is needed; remove the folder"
+        )
+    export(saved, output, ExportOptions(merge=is_adapter(saved), dtype="fp32"))
+    return output
+
+
+@contextlib.contextmanager
+def made_beside(output: Path) -> Iterator[Path]:
+    """A hidden folder to fill that becomes `output` when the block ends; after an error or a kill there is no `output`.
+
+    Raises:
+        RunError: something of that name is there.
+    """
+    if output.exists() or output.is_symlink():
+        raise RunError(f"{output}: exists already, and an export never writes over anything; give another --output")
+    partial = output.with_name(f".{output.name}{PARTIAL_SUFFIX}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)  # what a kill left
+    partial.mkdir()
+    try:
+        yield partial
+        disk.sync_folder(partial)
+        disk.rename(partial, output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _what(saved: Saved, *, merge: bool) -> What:
+    if is_adapter(saved):
+        return "merged" if merge else "adapter"
+    if merge:
+        raise RunError(f"--merge: {saved.path} has no adapter to merge, all of its weights are its own; leave it out")
+    return "full"
+
+
+def _trained_dtype(saved: Saved) -> Dtype:
+    return saved.config.train.precision if saved.config else "fp32"
+
+
+def _origin(saved: Saved) -> dict[str, Any]:
+    """What was exported: equal origins have equal weights."""
+    name = saved.config.run.name if saved.config else saved.path.resolve().name
+    if saved.checkpoint is not None:
+        return {"name": name, "step": saved.step, "sha256": read_marker(saved.checkpoint)[0]["sha256"]}
+    hashes = [disk.sha256_of(file) for file in sorted(saved.path.glob("*.safetensors"))]
+    return {"name": name, "step": None, "sha256": "+".join(hashes)}
+
+
+def _write_weights(saved: Saved, folder: Path, facts: Facts, options: ExportOptions) -> Facts:
+    """The weights and their configs; returns what the manifest must tell of them."""
+    dtype = DTYPES[facts["dtype"]]
+    if facts["what"] == "adapter":
+        return _write_adapter(saved, folder)
+    if facts["what"] == "merged":
+        return _write_merged(saved, folder, dtype=dtype, options=options)
+    model = open_model(saved, dtype=dtype).model
+    return _write_model(model, saved, folder)
+
+
+def _write_model(model: nn.Module, saved: Saved, folder: Path) -> Facts:
+    _set_ends(model, saved)
+    with quiet_prints():
+        model.save_pretrained(folder, max_shard_size=MAX_FILE_SIZE)  # type: ignore[operator]
+    return {"max_positions": _positions(model)}
+
+
+def _set_ends(model: nn.Module, saved: Saved) -> None:
+    """The ids that end and pad a text are those of its tokenizer, in both configs; greedy by default."""
+    from transformers import GenerationConfig
+
+    vocabulary = vocabulary_of(saved)
+    ids = {"eos_token_id": vocabulary.eos_id, "pad_token_id": vocabulary.pad_id}
+    bos = getattr(model.config, "bos_token_id", None)
+    for name, value in ids.items():
+        setattr(model.config, name, value)
+    model.config.use_cache = True
+    model.generation_config = GenerationConfig(**ids, bos_token_id=bos, do_sample=False)  # type: ignore[assignment]
+
+
+def _positions(model: nn.Module) -> int | None:
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def _write_adapter(saved: Saved, folder: Path) -> Facts:
+    """The trained matrices under peft's names, in float32 as they were trained."""
+    import safetensors.torch
+    from peft import get_peft_model_state_dict
+
+    model = open_model(saved, quantize=None).model
+    config = model.peft_config["default"]  # type: ignore[index]
+    base = base_of(saved)
+    assert base is not None, "an adapter has a base"
+    config.base_model_name_or_path, config.revision, config.inference_mode = base.name, base.revision, True
+    config.target_modules = sorted(config.target_modules)
+    state = get_peft_model_state_dict(model, adapter_name="default")
+    tensors = {PEFT_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    config.save_pretrained(str(folder))
+    disk.write_bytes(folder / ADAPTER_WEIGHTS_NAME, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    _set_ends(model, saved)
+    model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    quantization = quantization_of(saved)
+    return {
+        "base": asdict(base),
+        "base_dtype": "bf16" if base_dtype(saved) == torch.bfloat16 else "fp32",
+        "quantization": quantization.model_dump() if quantization else None,
+        "max_positions": _positions(model),
+    }
+
+
+def _write_merged(saved: Saved, folder: Path, *, dtype: torch.dtype, options: ExportOptions) -> Facts:
+    """The merged weights, held against what was trained: in float32, and once more as the files give them."""
+    rows = merge.heldout_rows(_measuring_shards(saved, options))
+    trained = open_model(saved)
+    expected = merge.logits_of(trained.model, rows, device=trained.device)
+    del trained
+    merge.free_memory()
+    merged = open_merged(saved)
+    measure = merge.measure_merge(expected, merge.logits_of(merged.model, rows, device=merged.device))
+    where = f"{saved.checkpoint or saved.path}"
+    is_within = merge.check_merge(measure, where=where, is_accepted=options.accept_merge_error)
+    facts = _write_model(merged.model.to(dtype), saved, folder)
+    del merged
+    merge.free_memory()
+    as_written = merge.measure_merge(expected, _logits_of_files(folder, rows, dtype=dtype))
+    base = base_of(saved)
+    facts["base"] = asdict(base) if base else None
+    facts["merge"] = {
+        "float32": measure.as_dict(),
+        "as_written": as_written.as_dict(),
+        "limits": {"max_logit_error": merge.MAX_LOGIT_ERROR, "top_1_agreement": merge.MIN_TOP_1_AGREEMENT},
+        "is_accepted": not is_within,
+    }
+    return facts
+
+
+def _measuring_shards(saved: Saved, options: ExportOptions) -> Path:
+    shards = options.shards or saved.shards
+    if shards is None:
+        named = saved.config.data.shards if saved.config else "none"
+        raise RunError(
+            f"--merge: a merge is measured on held-out rows, but the run's shards ({named}) are not here; give --shards"
+        )
+    return shards
+
+
+def _logits_of_files(folder: Path, rows: merge.Rows, *, dtype: torch.dtype) -> list[torch.Tensor]:
+    from transformers import AutoModelForCausalLM
+
+    device = torch.device("cuda" if torch.cuda.is_available() and dtype != torch.float32 else "cpu")
+    with quiet_prints():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    return merge.logits_of(model, rows, device=device)
+
+
+def write_tokenizer(source: Path, folder: Path, *, template: Template | None, max_positions: int | None) -> None:
+    """Copy a tokenizer's files, with the chat template that the model was tuned with and the model's length."""
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            disk.write_bytes(folder / name, (source / name).read_bytes())
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if max_positions is not None:
+        settings["model_max_length"] = max_positions
+    if template is not None:
+        settings.pop("chat_template", None)  # the file is what counts
+        disk.write_bytes(folder / CHAT_TEMPLATE_NAME, template.chat_template().encode())
+        disk.write_bytes(folder / TEMPLATE_NAME, template.to_yaml().encode())
+    disk.write_json(path, settings)
+
+
+def _card(saved: Saved, facts: Facts) -> str:
+    return card(
+        facts, data=data_of(saved), base=base_of(saved), figures=_figures(saved), training=_training(saved, facts)
+    )
+
+
+def _figures(saved: Saved) -> dict[str, Any]:
+    """The last evaluation up to the exported step."""
+    lines = _lines_up_to(saved, EVALUATIONS_NAME)
+    return lines[-1] if lines else {}
+
+
+def _lines_up_to(saved: Saved, name: str) -> list[dict[str, Any]]:
+    if saved.run_folder is None or saved.step is None:
+        return []
+    return [line for line in read_lines(saved.run_folder / name) if line["step"] <= saved.step]
+
+
+def _training(saved: Saved, facts: Facts) -> dict[str, Any]:
+    """How it was trained, for the card."""
+    if saved.config is None:
+        return {}
+    config = saved.config
+    logged = _lines_up_to(saved, METRICS_NAME)
+    rows: dict[str, Any] = {
+        "stage": config.stage,
+        "steps": f"{saved.step:,}",
+        "rows a step · tokens a row": f"{config.train.global_batch_sequences:,} · {config.data.seq_len:,}",
+        "precision": config.train.precision,
+        "learning rate": f"{config.train.schedule.peak_lr:g}",
+        "seed": config.seed,
+    }
+    if logged:
+        rows["last training loss"] = f"{float(logged[-1]['loss']):.4f}"
+    if config.adapter is not None:
+        adapter = config.adapter
+        rows["adapter"] = f"{adapter.kind}, rank {adapter.rank}, alpha {adapter.alpha:g}, targets {adapter.targets}"
+    if (quantization := quantization_of(saved)) is not None:
+        rows["base held in"] = f"{quantization.kind}, computed in {quantization.compute_dtype}"
+    rows["tokenizer"] = f"`{facts['tokenizer_fingerprint'][:16]}…`"
+    return rows
+
+
+def _synced_files(folder: Path) -> list[FileRecord]:
+    """Every file with its hash, on the disk for good; transformers and peft wrote some without asking for that."""
+    records = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        name = path.relative_to(folder).as_posix()
+        assert name != MANIFEST_NAME, "it is written last"
+        records.append(FileRecord(name, path.stat().st_size, disk.sha256_of(path)))
+    return records
