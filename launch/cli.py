@@ -160,6 +160,9 @@ def _words_help(verb: Verb) -> str:
 
 
 def _add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
+    if flag.is_switch:
+        parser.add_argument(flag.name, help=flag.help, action="store_true")
+        return
     default = f" (default: {flag.default})" if flag.default is not None else ""
     parser.add_argument(
         flag.name,
@@ -182,7 +185,7 @@ def _integer(minimum: int) -> Callable[[str], int]:
 
 
 def _parse(verb: Verb, words: list[str]) -> argparse.Namespace:
-    """What the verb's function gets: its flags, and `config` and `overrides`, or `path`, all as they were typed."""
+    """What the verb's function gets: its flags, and `config` and `overrides`, `path` or `paths`, as they were typed."""
     parser = _parser(verb)
     arguments = parser.parse_intermixed_args(words)
     plain = arguments.words
@@ -193,12 +196,14 @@ def _parse(verb: Verb, words: list[str]) -> argparse.Namespace:
         plain = [word for word in plain if not _OVERRIDE.match(word)]
         arguments.overrides = overrides
     is_optional = not verb.positional or verb.positional.startswith("[")
-    if len(plain) > bool(verb.positional):
+    if len(plain) > bool(verb.positional) and not verb.takes_several:
         what = "a config" if verb.takes_config else verb.positional or "no word"
         parser.error(f"takes {what} and its flags, got {' '.join(plain)!r}")
     if not plain and not is_optional:
         parser.error(f"{verb.positional} is missing")
-    if verb.positional:
+    if verb.takes_several:
+        arguments.paths = plain
+    elif verb.positional:
         setattr(arguments, "config" if verb.takes_config else "path", plain[0] if plain else None)
     return arguments
 

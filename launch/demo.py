@@ -1,86 +1,101 @@
-"""`dure demo`: the whole of what stands so far, on this machine, in minutes; each part is the one that real runs use.
+"""`dure demo`: all of it once, on this machine, in minutes; each part is the one that real runs use.
 
-generate (or the user's own files) -> corpus -> tokenizer -> shards -> pretrain -> evaluate beside a trigram model.
-Every part that is done already is skipped and says so; a part that was cut off goes on.
+text (made, or the user's) -> corpus -> tokenizer -> shards -> pretrain -> instruction rows -> QLoRA -> questions before
+and after -> merged export, asked again by a fresh process -> report.html. Every part that is done already is skipped
+and says so; a part that was cut off goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.stage import Manifest, Stage, StageError, read_manifest
+from data_pipeline.stage import StageError, read_manifest
+from launch import demo_data
+from launch.demo_data import MADE_VOCABULARY, VOCABULARY, Places
 
-CONFIG = Path("configs/demo.yaml")
-RUN_NAME = "pretrain"
+PRETRAIN, SFT = Path("configs/demo.yaml"), Path("configs/demo-sft.yaml")
+PRETRAIN_RUN, SFT_RUN, MODEL_NAME = "pretrain", "sft", "model"
 RESULT_NAME = "demo.json"
-# The made-up world has few words: a larger vocabulary is not to be had from it, and fuses words with particles.
-MADE_VOCABULARY = 2048
-VOCABULARY = 4096
 CPU_RANKS = 2
 DEFAULT_SEED = 1
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the demo's parts lie."""
-
-    root: Path
-    data: Path
-    aihub: Path
-    corpus: Path
-    tokenizer: Path
-    shards: Path
-
-
-def places_of(root: Path) -> Places:
-    data = root / "data"
-    return Places(
-        root=root,
-        data=data,
-        aihub=data / "aihub",
-        corpus=data / "corpus",
-        tokenizer=data / "tokenizer",
-        shards=data / "shards",
-    )
+NUM_QUESTIONS, MAX_NEW_TOKENS = 300, 48
+# What the demo's own text must reach; a user's text may be anything.
+LEAST_EXACT_MATCH, LEAST_ENDED_SHARE = 0.5, 0.95
 
 
 def demo(arguments: argparse.Namespace) -> int:
     """Run every part in turn; returns the exit code of the first one that fails, else 0."""
     started = time.perf_counter()
-    if not CONFIG.is_file():
-        raise StageError(f"{CONFIG}: not here; run `dure demo` in the folder of the checkout")
-    places = places_of(Path(arguments.output or _default_root(arguments.corpus, seed=arguments.seed)))
-    is_made = arguments.corpus is None
-    source = places.aihub if is_made else Path(arguments.corpus)
-    if is_made:
-        _part("generate: AIHub-653 zips of made-up Korean", lambda: _generate(places, seed=arguments.seed))
-    _part(f"corpus: {source} -> documents", lambda: _build_corpus(source, places))
+    if not (PRETRAIN.is_file() and SFT.is_file()):
+        raise StageError(f"{PRETRAIN}: not here; run `dure demo` in the folder of the checkout")
+    corpus, rows = arguments.corpus, arguments.sft
+    places = Places(Path(arguments.output or _default_root(corpus, rows, seed=arguments.seed)))
+    if corpus is None or rows is None:
+        _part("generate: made-up Korean", lambda: demo_data.generate(places, seed=arguments.seed))
+    code = _pretrained(places, source=Path(corpus) if corpus else places.aihub, is_made=corpus is None)
+    tuned = corpus is None or rows is not None
+    if code == 0 and tuned:
+        code = _tuned(places, source=Path(rows) if rows else places.rows, is_made=rows is None and corpus is None)
+    if code:
+        return code
+    _part("report: one page of all of it", lambda: _report(places, tuned=tuned))
+    _say_what_is_next(places, tuned=tuned, seconds=time.perf_counter() - started)
+    return 0
+
+
+def _default_root(corpus: str | None, rows: str | None, *, seed: int) -> str:
+    """A folder for each source: what was made of one is never mixed with what is made of another."""
+    names = [Path(path).stem for path in (corpus, rows) if path is not None]
+    if names:
+        return f"runs/demo-{'-'.join(names)}"
+    return "runs/demo" if seed == DEFAULT_SEED else f"runs/demo-seed-{seed}"
+
+
+def _pretrained(places: Places, *, source: Path, is_made: bool) -> int:
+    """From text to a model that knows Korean a little; 1 where it is no better than counting on made text."""
     vocabulary = MADE_VOCABULARY if is_made else VOCABULARY
-    _part(f"tokenizer: byte-level BPE, {vocabulary:,} tokens", lambda: _train_tokenizer(places, vocabulary))
-    _part("shards: documents -> token ids in Arrow files", lambda: _build_shards(places, is_made=is_made))
-    code: int = _part(f"pretrain: {CONFIG}", lambda: _pretrain(places, ranks=None))
+    _part(f"corpus: {source} -> documents", lambda: demo_data.build_corpus(source, places.corpus, record="document"))
+    _part(
+        f"tokenizer: byte-level BPE, {vocabulary:,} tokens",
+        lambda: demo_data.train_tokenizer(places, vocab_size=vocabulary),
+    )
+    _part("shards: documents -> token ids in Arrow files", lambda: demo_data.build_shards(places, is_made=is_made))
+    code: int = _part(f"pretrain: {PRETRAIN}", lambda: _train(PRETRAIN, places, [f"data.shards={places.shards}"]))
     if code:
         return code
     is_below = _part("evaluate: held-out bits per byte beside a trigram model", lambda: _evaluate(places))
     if is_made and not is_below:
         print("the demo's own text must be learned better than by counting: something is wrong", file=sys.stderr)
         return 1
-    _say_what_is_next(places, seconds=time.perf_counter() - started)
     return 0
 
 
-def _default_root(corpus: str | None, *, seed: int) -> str:
-    """A folder for each corpus: what was made of one is never mixed with what is made of another."""
-    if corpus is not None:
-        return f"runs/demo-{Path(corpus).name}"
-    return "runs/demo" if seed == DEFAULT_SEED else f"runs/demo-seed-{seed}"
+def _tuned(places: Places, *, source: Path, is_made: bool) -> int:
+    """From the pretrained model to one that answers; 1 where made rows are not learned, or an export says otherwise."""
+    _part(
+        f"rows: {source} -> instructions",
+        lambda: demo_data.build_corpus(source, places.sft_corpus, record="instruction"),
+    )
+    _part(
+        f"shards: instructions -> token ids by the template {demo_data.TEMPLATE}",
+        lambda: demo_data.build_sft_shards(places, is_made=is_made),
+    )
+    overrides = [f"data.shards={places.sft_shards}", f"model.from={places.root / PRETRAIN_RUN}"]
+    code: int = _part(f"tune: {SFT}: QLoRA on the 4-bit model", lambda: _train(SFT, places, overrides))
+    if code:
+        return code
+    _part("export: the adapter merged into its base, for other programs", lambda: _export(places))
+    before, after, exported = _part("questions: before, after, and of the export", lambda: _ask_all(places))
+    _show_answers(before, after, exported)
+    return _verdict(after, exported) if is_made else 0
 
 
 def _part(title: str, run: Callable[[], Any]) -> Any:
@@ -91,98 +106,52 @@ def _part(title: str, run: Callable[[], Any]) -> Any:
     return result
 
 
-def _generate(places: Places, *, seed: int) -> None:
-    from data_pipeline import disk
-    from data_pipeline.synthetic.config import SyntheticConfig
-    from data_pipeline.synthetic.zips import make_653
-
-    config = SyntheticConfig(seed=seed)
-    marker = places.aihub / "made.json"
-    if marker.is_file() and json.loads(marker.read_text()) == config.model_dump():
-        print(f"   up to date: {places.aihub}")
-        return
-    make_653(config, places.aihub)
-    disk.write_json(marker, config.model_dump())
-    size = sum(path.stat().st_size for path in places.aihub.rglob("*.zip"))
-    print(f"   {config.num_documents + config.num_heldout_documents:,} documents, {size:,} bytes of zips")
-
-
-def _run_stage(stage: Stage, *, kind: str, show: Callable[[Manifest], str]) -> None:
-    from launch.tasks import num_cores, run_stage
-
-    if stage.is_done():
-        print(f"   up to date: {stage.output}: {show(read_manifest(stage.output, kind=kind))}")
-        return
-    manifest = run_stage(stage, num_cores(), label=kind)
-    print(f"   {stage.output}: {show(manifest)}")
-
-
-def _build_corpus(source: Path, places: Places) -> None:
-    from data_pipeline.corpus.build import CorpusBuild, CorpusConfig
-
-    config = CorpusConfig(inputs=(str(source),), output=places.corpus)  # type: ignore[arg-type]
-    _run_stage(
-        CorpusBuild(config),
-        kind="corpus",
-        show=lambda made: f"{made['num_records']:,} documents, {made['num_text_bytes']:,} bytes of text",
-    )
-
-
-def _train_tokenizer(places: Places, vocab_size: int) -> None:
-    from data_pipeline.tokenizer.train import TokenizerConfig, TokenizerTrain
-
-    config = TokenizerConfig(corpus=places.corpus, output=places.tokenizer, vocab_size=vocab_size)
-    _run_stage(TokenizerTrain(config), kind="tokenizer", show=lambda made: f"{made['vocab_size']:,} tokens")
-
-
-def _build_shards(places: Places, *, is_made: bool) -> None:
-    from data_pipeline.shards.build import ShardsBuild, ShardsConfig
-
-    # Made text brings its own held-out documents (AIHub's Validation); of a user's text, every 20th is held out.
-    fraction = 0.0 if is_made else 0.05
-    config = ShardsConfig(
-        corpus=places.corpus, tokenizer=places.tokenizer, output=places.shards, heldout_fraction=fraction
-    )
-    _run_stage(ShardsBuild(config), kind="shards", show=_show_shards)
-
-
-def _show_shards(manifest: Manifest) -> str:
-    splits = manifest["splits"].items()
-    return ", ".join(f"{name} {counts['num_tokens']:,} tokens" for name, counts in splits)
-
-
-def _pretrain(places: Places, *, ranks: int | None) -> int:
+def _train(config: Path, places: Places, overrides: list[str]) -> int:
     from launch.verb_train import num_gpus, run
 
-    overrides = [f"run.folder={places.root}", f"data.shards={places.shards}"]
+    overrides = [f"run.folder={places.root}", *overrides]
     if num_gpus():
-        return run(str(CONFIG), [*overrides, "train.precision=bf16"], gpus=ranks or 1)
-    return run(str(CONFIG), overrides, cpu_ranks=ranks or CPU_RANKS)
+        return run(str(config), [*overrides, "train.precision=bf16"], gpus=1)
+    return run(str(config), overrides, cpu_ranks=CPU_RANKS)
+
+
+def _kept(places: Places, part: str, made_from: dict[str, Any], make: Callable[[], Any]) -> Any:
+    """The result of a part as demo.json keeps it, made anew where it was made from something else."""
+    from data_pipeline import disk
+
+    path = places.root / RESULT_NAME
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if results.get(part, {}).get("made_from") == made_from:
+        print(f"   up to date: {path}: {part}")
+        return results[part]["result"]
+    result = make()
+    disk.write_json(path, {**results, part: {"made_from": made_from, "result": result}})
+    return result
+
+
+def _checkpoint_of(run: Path) -> str:
+    from trainer.saved import find_saved
+
+    return str(find_saved(str(run)).checkpoint)
 
 
 def _evaluate(places: Places) -> bool:
     """The model's held-out figures beside those of a trigram model that was counted on the same tokens."""
-    from data_pipeline import disk
     from data_pipeline.ngram import trigram_baseline
     from launch.verb_evaluate import evaluate_saved
-    from trainer.saved import find_saved
 
-    run, kept = places.root / RUN_NAME, places.root / RESULT_NAME
-    made_from = {
-        "checkpoint": str(find_saved(str(run)).checkpoint),
-        "shards": read_manifest(places.shards, kind="shards")["manifest_sha256"],
-    }
-    result = json.loads(kept.read_text()) if kept.is_file() else {}
-    if result.get("made_from") == made_from:
-        print(f"   up to date: {kept}")
-    else:
-        model, trigram = evaluate_saved(str(run)), asdict(trigram_baseline(places.shards))
-        result = {"made_from": made_from, "model": model, "trigram": trigram}
-        disk.write_json(kept, result)
-    return _show_result(result["model"], result["trigram"])
+    run = places.root / PRETRAIN_RUN
+    shards = read_manifest(places.shards, kind="shards")["manifest_sha256"]
+    result = _kept(
+        places,
+        "evaluate",
+        {"checkpoint": _checkpoint_of(run), "shards": shards},
+        lambda: {"model": evaluate_saved(str(run)), "trigram": asdict(trigram_baseline(places.shards))},
+    )
+    return _show_evaluation(result["model"], result["trigram"])
 
 
-def _show_result(model: dict[str, Any], trigram: dict[str, Any]) -> bool:
+def _show_evaluation(model: dict[str, Any], trigram: dict[str, Any]) -> bool:
     """Print both; whether the model is below."""
     print(f"   {'':<28}{'bits per byte':>14}{'nats a token':>14}")
     for name, figures in (("Llama after pretraining", model), ("interpolated trigram", trigram)):
@@ -193,15 +162,106 @@ def _show_result(model: dict[str, Any], trigram: dict[str, Any]) -> bool:
     return is_below
 
 
-def _say_what_is_next(places: Places, *, seconds: float) -> None:
-    run = places.root / RUN_NAME
-    print(
-        f"\nDone in {seconds:.0f} s (완료). What is here now:\n"
-        f"  {places.data}  zips, corpus, tokenizer and shards, each with its manifest.json\n"
-        f"  {run}  config, metrics.jsonl, TensorBoard, checkpoints\n"
-        f"Next (다음):\n"
-        f"  dure shards inspect {places.shards} --tokenizer {places.tokenizer}\n"
-        f"  tensorboard --logdir {run}/tensorboard\n"
-        f"  dure train configs/debug.yaml data.shards={places.shards}\n"
-        f"  dure demo --corpus YOUR_FOLDER"
-    )
+def _export(places: Places) -> None:
+    """The tuned model, merged, in `model/`; one of an older checkpoint is replaced."""
+    from data_pipeline.stage import MANIFEST_NAME
+    from trainer.export import ExportOptions, export
+    from trainer.saved import find_saved
+
+    output, saved = places.root / MODEL_NAME, find_saved(str(places.root / SFT_RUN))
+    if (output / MANIFEST_NAME).is_file():
+        if read_manifest(output, kind="export")["origin"]["path"] == str(saved.checkpoint):
+            print(f"   up to date: {output}")
+            return
+        shutil.rmtree(output)
+    manifest = export(saved, output, ExportOptions(merge=True))
+    print(f"   {output}: {sum(entry['num_bytes'] for entry in manifest['files']):,} bytes")
+
+
+def _ask_all(places: Places) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Figures of the same held-out questions: the base, the adapter on it, and the merged export in a fresh process."""
+    from launch.demo_ask import ask, figures, read_answers
+    from trainer.saved import find_saved
+
+    seq_len = find_saved(str(places.root / SFT_RUN)).config.data.seq_len  # type: ignore[union-attr]
+    models = {name: places.root / run for name, run in (("before", PRETRAIN_RUN), ("after", SFT_RUN))}
+    models["exported"] = places.root / MODEL_NAME
+    paths = {name: places.root / f"answers-{name}.jsonl" for name in models}
+
+    def make() -> dict[str, Any]:
+        results = {}
+        for name, model in models.items():
+            sizes = {"num_rows": NUM_QUESTIONS, "seq_len": seq_len, "max_new_tokens": MAX_NEW_TOKENS}
+            if ask(model, shards=places.sft_shards, output=paths[name], **sizes):
+                raise StageError(f"{model}: could not be asked; its own message says why")
+            results[name] = figures(read_answers(paths[name]))
+        tuned, exported = read_answers(paths["after"]), read_answers(paths["exported"])
+        same = sum(ours["answer"] == theirs["answer"] for ours, theirs in zip(tuned, exported, strict=True))
+        results["exported"]["num_same_as_tuned"] = same
+        return results
+
+    made_from = {
+        "pretrain": _checkpoint_of(models["before"]),
+        "sft": _checkpoint_of(models["after"]),
+        "rows": read_manifest(places.sft_shards, kind="shards")["manifest_sha256"],
+    }
+    results = _kept(places, "questions", made_from, make)
+    return results["before"], results["after"], results["exported"]
+
+
+def _show_answers(before: dict[str, Any], after: dict[str, Any], exported: dict[str, Any]) -> None:
+    print(f"   {before['num_rows']:,} held-out instructions{'exact match':>20}{'ended by EOS':>14}")
+    for name, figures in (("before tuning", before), ("after tuning", after), ("merged, fresh process", exported)):
+        print(f"   {name:<27}{figures['exact_match']:>17.1%}{figures['ended_share']:>14.1%}")
+    print(f"   the merged model gave {exported['num_same_as_tuned']:,} of {exported['num_rows']:,} answers alike")
+
+
+def _verdict(after: dict[str, Any], exported: dict[str, Any]) -> int:
+    faults = []
+    if after["exact_match"] < LEAST_EXACT_MATCH:
+        faults.append(f"exact match is {after['exact_match']:.1%}, {LEAST_EXACT_MATCH:.0%} is the least")
+    if after["ended_share"] < LEAST_ENDED_SHARE:
+        faults.append(f"{after['ended_share']:.1%} of the answers ended, {LEAST_ENDED_SHARE:.0%} is the least")
+    if exported["num_same_as_tuned"] < exported["num_rows"]:
+        faults.append("the merged model answers otherwise than the tuned one")
+    for fault in faults:
+        print(f"the demo's own rows: {fault}: something is wrong", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _report(places: Places, *, tuned: bool) -> None:
+    from launch.report import write_report
+
+    results = json.loads((places.root / RESULT_NAME).read_text(encoding="utf-8"))
+    evaluated = results["evaluate"]["result"]
+    extra: dict[str, Any] = {
+        "corpora": [places.corpus],
+        "tokenizers": [places.tokenizer],
+        "baselines": {"interpolated trigram": evaluated["trigram"]},
+    }
+    runs = [places.root / PRETRAIN_RUN]
+    if tuned:
+        runs.append(places.root / SFT_RUN)
+        extra["corpora"].append(places.sft_corpus)
+        extra["before"], extra["after"] = (results["questions"]["result"][name] for name in ("before", "after"))
+    page = write_report(runs, places.root / "report.html", extra=extra)
+    print(f"   {page}: {page.stat().st_size:,} bytes; open it in a browser")
+
+
+def _say_what_is_next(places: Places, *, tuned: bool, seconds: float) -> None:
+    run = places.root / (SFT_RUN if tuned else PRETRAIN_RUN)
+    lines = [
+        f"\nDone in {seconds:.0f} s (완료). What is here now:",
+        f"  {places.root / 'report.html'}  all of it on one page",
+        f"  {places.data}  text, corpora, tokenizer and shards, each with its manifest.json",
+        f"  {run}  config, metrics.jsonl, TensorBoard, checkpoints",
+    ]
+    lines += [f"  {places.root / MODEL_NAME}  the merged model, for transformers and others"] if tuned else []
+    lines += ["Next (다음):"]
+    lines += [f"  dure chat {run}"] if tuned else [f"  dure demo --corpus {places.corpus} --sft YOUR_ROWS"]
+    lines += [
+        f"  dure shards inspect {places.sft_shards if tuned else places.shards} --tokenizer {places.tokenizer}",
+        f"  tensorboard --logdir {places.root}",
+        "  dure demo --corpus YOUR_FOLDER --sft YOUR_ROWS",
+    ]
+    print("\n".join(lines))

@@ -32,7 +32,7 @@ def prepare_tools() -> None:
     """
     add_scripts_to_path()
     if missing := missing_packages():
-        reason = _install(missing)
+        reason = install(missing)
         if missing := missing_packages():
             raise RunError(_message(missing, reason))
 
@@ -42,7 +42,7 @@ def missing_packages() -> list[str]:
     return [package for program, package in TOOLS.items() if shutil.which(program) is None]
 
 
-def _install(packages: Sequence[str]) -> str:
+def install(packages: Sequence[str]) -> str:
     """Install by apt; returns why that was not possible, "" if apt ended well."""
     apt = shutil.which("apt-get")
     if apt is None:

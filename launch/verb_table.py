@@ -11,7 +11,8 @@ from typing import NamedTuple
 class Flag(NamedTuple):
     """A flag of a verb. With `key` it is a short form of the override `key=value`, else the function reads it.
 
-    A `minimum` makes it an integer; one of `choices` is taken only as it stands there.
+    A `minimum` makes it an integer; one of `choices` is taken only as it stands there; without a `metavar` it is a
+    switch.
     """
 
     name: str
@@ -24,12 +25,17 @@ class Flag(NamedTuple):
     choices: tuple[str, ...] = ()
     default: int | str | None = None
 
+    @property
+    def is_switch(self) -> bool:
+        """Whether it stands alone, without a value."""
+        return not self.metavar
+
 
 class Verb(NamedTuple):
     """One verb. `positional`: what stands first, in brackets where it may be left out.
 
-    A verb with a `CONFIG` also takes `key.sub=value` overrides. `function` ("module:name") is imported when the verb
-    is called; it takes the argparse.Namespace and returns an exit code.
+    With `…` at its end there may be several. A verb with a `CONFIG` also takes `key.sub=value` overrides. `function`
+    ("module:name") is imported when the verb is called; it takes the argparse.Namespace and returns an exit code.
     """
 
     name: str
@@ -42,6 +48,10 @@ class Verb(NamedTuple):
     @property
     def takes_config(self) -> bool:
         return "CONFIG" in self.positional
+
+    @property
+    def takes_several(self) -> bool:
+        return self.positional.endswith("…")
 
     @property
     def usage(self) -> str:
@@ -64,12 +74,23 @@ def _flag_usages(flags: tuple[Flag, ...]) -> list[str]:
 
 
 def _plain_usage(flag: Flag) -> str:
-    return f"{flag.name} {flag.metavar}{'…' if flag.is_list else ''}"
+    return f"{flag.name} {flag.metavar}{'…' if flag.is_list else ''}".rstrip()
 
 
 OUTPUT = Flag("--output", "DIR", "the folder to write", key="output")
 CORPUS = Flag("--corpus", "DIR", "the folder that `corpus build` wrote", key="corpus")
 WORKERS = Flag("--workers", "N", "processes (default: one a core)", minimum=1)
+# How an answer is made. The numbers with a point are read by launch/sampling_flags.py.
+SAMPLING = (
+    Flag("--max-new-tokens", "N", "an answer is cut there", minimum=1, default=256),
+    Flag("--temperature", "X", "0 takes the likeliest token each time (greedy)", default="0"),
+    Flag("--top-p", "X", "only of the likeliest tokens that make up so much", default="1"),
+    Flag("--top-k", "N", "only of so many tokens; 0: of all", minimum=0, default=0),
+    Flag("--repetition-penalty", "X", "above 1 shuns what was said", default="1"),
+    Flag("--seed", "N", "of the sampling", minimum=0, default=0),
+    Flag("--template", "NAME", "another than its own: a name, a file, or none to go on with a text"),
+    Flag("--quantize", "KIND", "hold the base in 4 bits or not (default: as trained)", choices=("nf4", "none")),
+)
 
 GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
     (
@@ -77,10 +98,11 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
         (
             Verb(
                 "demo",
-                "everything once, on this machine, in minutes: archives → corpus → tokenizer → shards → model",
+                "everything once, here, in minutes: archives → corpus → tokenizer → model → answers → report",
                 "launch.demo:demo",
                 flags=(
                     Flag("--corpus", "PATH", "your own archives or text files instead of made-up Korean"),
+                    Flag("--sft", "PATH", "your own questions and answers instead of made-up ones"),
                     Flag("--output", "DIR", "where all of it goes (default: runs/demo, runs/demo-NAME with --corpus)"),
                     Flag("--seed", "N", "of the made-up Korean", minimum=0, default=1),
                 ),
@@ -98,11 +120,12 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
             ),
             Verb(
                 "corpus build",
-                "AIHub archives, JSONL, CSV and text → clean documents in Parquet (말뭉치)",
+                "AIHub archives, JSONL, CSV, Parquet and text → documents or instructions in Parquet (말뭉치)",
                 "launch.verb_corpus:build",
                 "[CONFIG]",
                 (
-                    Flag("--input", "PATH", "files or folders to read", key="inputs", is_list=True),
+                    Flag("--input", "PATH", "files, folders or hf:NAME@REVISION", key="inputs", is_list=True),
+                    Flag("--record", "KIND", "what a row is", key="record", choices=("document", "instruction")),
                     OUTPUT,
                     WORKERS,
                 ),
@@ -116,12 +139,13 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
             ),
             Verb(
                 "shards build",
-                "documents → token ids in Arrow files, train and heldout (샤드)",
+                "documents or instructions → token ids in Arrow files, train and heldout (샤드)",
                 "launch.verb_shards:build",
                 "[CONFIG]",
                 (
                     CORPUS,
                     Flag("--tokenizer", "DIR", "the folder that `tokenizer train` wrote", key="tokenizer"),
+                    Flag("--template", "NAME", "how instruction rows are written: a name or a file", key="template"),
                     OUTPUT,
                     WORKERS,
                 ),
@@ -138,10 +162,10 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 "launch.verb_shards:inspect",
                 "DIR",
                 (
-                    Flag("--tokenizer", "DIR", "show text instead of ids"),
+                    Flag("--tokenizer", "DIR", "another copy of the tokenizer (default: the one in the shards)"),
                     Flag("--split", "SPLIT", "which of the two", default="train", choices=("train", "heldout")),
                     Flag("--seq-len", "N", "inputs a row", minimum=1, default=2048),
-                    Flag("--packing", "PACKING", "how", default="concatenated", choices=("concatenated", "best_fit")),
+                    Flag("--packing", "PACKING", "how (default: as in training)", choices=("concatenated", "best_fit")),
                     Flag("--rows", "N", "how many rows", minimum=1, default=2),
                 ),
             ),
@@ -167,6 +191,45 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 "launch.verb_evaluate:evaluate",
                 "RUN|MODEL",
                 (Flag("--shards", "DIR", "other shards than those of the run"),),
+            ),
+            Verb(
+                "chat",
+                "talk to a run, a checkpoint, a model or an adapter folder, in a terminal or through a pipe (대화)",
+                "launch.verb_chat:chat",
+                "RUN|MODEL",
+                (Flag("--system", "TEXT", "a system turn before the first question"), *SAMPLING),
+            ),
+            Verb(
+                "generate",
+                "an answer to each row of a file, in batches; what is answered already is not asked again (생성)",
+                "launch.verb_generate:generate",
+                "RUN|MODEL",
+                (
+                    Flag("--input", "FILE", "JSONL rows of instruction, prompt, question or messages"),
+                    Flag("--output", "FILE", "where answers go (default: FILE.answers.jsonl)"),
+                    Flag("--batch", "N", "rows at once", minimum=1, default=16),
+                    *SAMPLING,
+                ),
+            ),
+            Verb(
+                "export",
+                "a folder that transformers, peft, vLLM and others open, with tokenizer and model card (내보내기)",
+                "launch.verb_export:export",
+                "RUN|MODEL",
+                (
+                    Flag("--output", "DIR", "a folder that does not exist yet"),
+                    Flag("--merge", "", "an adapter merged into its base, and measured against what was trained"),
+                    Flag("--dtype", "TYPE", "of the weights (default: of training)", choices=("fp32", "bf16", "fp16")),
+                    Flag("--shards", "DIR", "whose held-out rows measure a merge (default: those of the run)"),
+                    Flag("--accept-merge-error", "", "write a merged model beyond the limits too"),
+                ),
+            ),
+            Verb(
+                "report",
+                "one page on what was trained and how well, from one run or several that followed one another (보고서)",
+                "launch.verb_report:report",
+                "RUN…",
+                (Flag("--output", "FILE", "the page to write (default: report.html in the first RUN)"),),
             ),
         ),
     ),

@@ -75,7 +75,7 @@ def test_docs_commands_says_the_same_as_help() -> None:
     for title, _ in GROUPS:
         assert f"\n## {title}\n" in text
     for flag in (flag for verb in VERBS.values() for flag in verb.flags):
-        assert f"`{flag.name} {flag.metavar}" in text
+        assert f"`{flag.name} {flag.metavar}".rstrip() in text
 
 
 @pytest.mark.parametrize("name", VERBS)

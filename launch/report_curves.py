@@ -1,0 +1,109 @@
+"""The curves of a report: the same figure of several runs side by side, of one stage on one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from launch.report_data import RunRecord, Series, as_number
+from launch.report_html import Markup, section, tag
+from launch.report_plots import Chart, Line, Mark, figure, value_range
+
+Maker = Callable[[RunRecord], Chart]
+
+
+def curves_section(runs: Sequence[RunRecord]) -> Markup:
+    """A row for each figure, a column for each run."""
+    figures: list[Markup] = []
+    for make in (_loss, _quality, _learning_rate, _throughput, _memory, _grad_norm):
+        figures += _row([(run, make(run)) for run in runs], is_alone=len(runs) == 1)
+    return section("curves", "학습 곡선", "Curves", tag("div", *figures, cls="grid even"))
+
+
+def _row(charts: Sequence[tuple[RunRecord, Chart]], *, is_alone: bool) -> list[Markup]:
+    drawn = []
+    for run, chart in charts:
+        peers = [other for its, other in charts if its.stage == run.stage and other.title == chart.title]
+        if len(peers) > 1:
+            chart = replace(chart, y_range=value_range(line.series for other in peers for line in other.lines))
+        drawn.append(figure(chart, subtitle="" if is_alone else run.name))
+    return drawn
+
+
+def _loss(run: RunRecord) -> Chart:
+    lines = (
+        Line("학습 train", run.curves["loss"], "a"),
+        Line("검증 held-out", run.evaluated("loss"), "b", dots=True),
+    )
+    return Chart("손실 Loss", "nats/token", lines, _marks(run), may_be_log=True)
+
+
+def _quality(run: RunRecord) -> Chart:
+    exact = run.evaluated("exact_match")
+    if exact.finite:
+        lines = (
+            Line("정답 exact match", _percent(exact), "a", dots=True),
+            Line("끝맺음 ended", _percent(run.evaluated("ended_share")), "b", dots=True),
+        )
+        return Chart("답변 Answers", "%", lines, y_range=(0.0, 100.0), x_range=_steps(run))
+    line = Line("검증 held-out", run.evaluated("bits_per_byte"), "b", dots=True)
+    return Chart("바이트당 비트 Bits per byte", "bits/byte", (line,), x_range=_steps(run), may_be_log=True)
+
+
+def _learning_rate(run: RunRecord) -> Chart:
+    return _one(run, "lr", "학습률 Learning rate", "lr")
+
+
+def _throughput(run: RunRecord) -> Chart:
+    return _one(run, "tokens_per_second", "처리량 Throughput", "tokens/s")
+
+
+def _memory(run: RunRecord) -> Chart:
+    return _one(run, "memory_gib", "메모리 Memory", "GiB")
+
+
+def _one(run: RunRecord, name: str, title: str, unit: str) -> Chart:
+    word = title.split()[0]
+    return Chart(
+        title, unit, (Line(word, run.curves[name]),), _resumes(run), from_zero=True, x_range=_steps(run), is_low=True
+    )
+
+
+def _grad_norm(run: RunRecord) -> Chart:
+    line = Line("노름", run.curves["grad_norm"])
+    return Chart(
+        "기울기 노름 Gradient norm", "L2", (line,), _resumes(run), may_be_log=True, x_range=_steps(run), is_low=True
+    )
+
+
+def _resumes(run: RunRecord) -> tuple[Mark, ...]:
+    return tuple(mark for mark in _marks(run) if mark.kind == "resume")
+
+
+def _percent(series: Series) -> Series:
+    percent = Series()
+    for step, value in zip(series.steps, series.values, strict=True):
+        percent.add(step, 100 * value)
+    return percent
+
+
+def _steps(run: RunRecord) -> tuple[float, float] | None:
+    """The steps of the loss: all charts of a run share them."""
+    steps = [*run.curves["loss"].steps, *run.evaluated("loss").steps]
+    return (min(steps), max(steps)) if steps else None
+
+
+def _marks(run: RunRecord) -> tuple[Mark, ...]:
+    """Where the run went on after a stop, and which updates were refused."""
+    marks = []
+    for event in run.events:
+        step = as_number(event.get("step"))
+        if step is None:
+            continue
+        if event.get("kind") == "started" and step > 0:
+            marks.append(Mark(step, "resume", f"{step:,.0f}단계에서 이어서 시작 · resumed"))
+        elif event.get("kind") == "skipped_step":
+            detail = event.get("detail")
+            reason = detail.get("reason", "") if isinstance(detail, dict) else detail
+            marks.append(Mark(step, "skip", f"{step:,.0f}단계 건너뜀 · update refused: {reason}"))
+    return tuple(marks)

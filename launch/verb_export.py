@@ -1,0 +1,50 @@
+"""`dure export RUN --output DIR [--merge]`: a folder that transformers, peft and others open."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import RunError
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write the folder, say what stands in it and, of a merge, what it cost."""
+    if not arguments.output:
+        raise RunError("--output: no folder given; name one that does not exist yet")
+    import torch
+
+    from trainer.export import ExportOptions
+    from trainer.export import export as export_saved
+    from trainer.quiet import quieten_libraries
+    from trainer.saved import find_saved
+
+    quieten_libraries(use_gpu=torch.cuda.is_available())
+    options = ExportOptions(
+        merge=arguments.merge,
+        dtype=arguments.dtype,
+        shards=Path(arguments.shards) if arguments.shards else None,
+        accept_merge_error=arguments.accept_merge_error,
+    )
+    output = Path(arguments.output)
+    manifest = export_saved(find_saved(arguments.path), output, options)
+    print(f"{output}: {manifest['what']} weights of {arguments.path}, {manifest['dtype']} (완료)")
+    for entry in manifest["files"]:
+        print(f"  {entry['num_bytes']:>14,}  {entry['name']}")
+    if "merge" in manifest:
+        _tell_merge(manifest["merge"], dtype=manifest["dtype"])
+    print(f"next: fill in the fields of {output}/README.md; `dure chat {output}`; docs/export.md for other programs")
+    return 0
+
+
+def _tell_merge(merge: dict[str, Any], *, dtype: str) -> None:
+    for name, key in (("merged, in float32", "float32"), (f"as written, in {dtype}", "as_written")):
+        measure = merge[key]
+        print(
+            f"  {name}: largest logit error {measure['max_logit_error']:.3g}, top-1 agreement "
+            f"{measure['top_1_agreement']:.4%} over {measure['num_rows']} held-out rows"
+        )
+    if merge["is_accepted"]:
+        limits = merge["limits"]
+        print(f"  beyond the limits ({limits['max_logit_error']:g}, {limits['top_1_agreement']:.1%}), and accepted")
