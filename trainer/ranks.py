@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
 from trainer.errors import RunError
 
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-_LOOK_EVERY_SECONDS = 0.5  # 1,024 ranks ask the store 2,048 times a second, which it answers
+PATIENCE = timedelta(days=7)  # for what rank 0 does alone: a row table of 100,000 shards outlasts any other collective
 
 
 class Ranks:
@@ -33,7 +31,7 @@ class Ranks:
         self.world_size = world_size
         self.local_rank = local_rank
         self.device = device
-        self._num_waits = 0
+        self._patient_group: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -66,6 +64,7 @@ class Ranks:
     def on_main(self, action: Callable[[], Any]) -> Any:
         """What `action` returns on rank 0, on every rank; if it raises there, every rank raises the same RunError."""
         outcome: tuple[str, Any] = ("", None)
+        patient = self._patient()
         if self.is_main:
             try:
                 outcome = ("done", action())
@@ -73,33 +72,19 @@ class Ranks:
                 if self.world_size == 1:
                     raise
                 outcome = ("failed", _told(error))
-        self._wait_for_main()
-        kind, value = self.broadcast_object(outcome)
+        kind, value = self.broadcast_object(outcome, group=patient)
         if kind == "failed":
             raise RunError(value, told_by_main=not self.is_main)
         return value
 
-    def _wait_for_main(self) -> None:
-        """Return once rank 0 is here, however long that takes: a row table of 100,000 shards outlasts any collective.
+    def _patient(self) -> Any:
+        """A group whose collectives wait for a week; every rank makes it at its first `on_main`.
 
-        Raises:
-            RunError: rank 0 is gone, and with it the store that it keeps.
+        A peer that is gone ends them at once, as in any gloo group.
         """
-        if self.world_size == 1:
-            return
-        store, key = distributed_c10d._get_default_store(), f"dure/on_main/{self._num_waits}"
-        self._num_waits += 1
-        if self.is_main:
-            store.set(key, b"done")
-            return
-        pause = 0.001
-        try:
-            # Asked for in turns: the store's own wait logs a line at each of its time limits.
-            while not store.check([key]):
-                time.sleep(pause)
-                pause = min(2 * pause, _LOOK_EVERY_SECONDS)
-        except dist.DistError as error:
-            raise RunError(f"rank {self.rank}: rank 0 is gone: {error}; its own message says why") from None
+        if self.world_size > 1 and self._patient_group is None:
+            self._patient_group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        return self._patient_group
 
     def together(self, action: Callable[[], T]) -> T:
         """What `action`, free of collectives, returns on this rank; where it fails on some, every rank raises.
@@ -122,12 +107,12 @@ class Ranks:
             raise RunError("another rank could not go on", told_by_main=True)
         return cast("T", result)
 
-    def broadcast_object(self, item: Any) -> Any:
-        """Rank 0's `item` on every rank."""
+    def broadcast_object(self, item: Any, *, group: Any = None) -> Any:
+        """Rank 0's `item` on every rank; through `group`, or the one of all."""
         if self.world_size == 1:
             return item
         items = [item]
-        dist.broadcast_object_list(items, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(items, src=0, group=group, device=torch.device("cpu"))
         return items[0]
 
 
