@@ -128,7 +128,8 @@ class _Parser(argparse.ArgumentParser):
     flag_names: tuple[str, ...] = ()
 
     def error(self, message: str) -> NoReturn:
-        unknown = [word for word in message.split() if word.startswith("--") and word not in self.flag_names]
+        words = [word.rstrip(":,") for word in message.split()]
+        unknown = [word for word in words if word.startswith("--") and word not in self.flag_names]
         close = difflib.get_close_matches(unknown[0].partition("=")[0], self.flag_names, n=1) if unknown else []
         hint = f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists its flags"
         _refuse(f"{self.prog}: {message}; {hint}")

@@ -31,19 +31,21 @@ def evaluate_saved(name: str, *, shards: str | None = None) -> dict[str, Any]:
     from tqdm import tqdm
 
     from data_pipeline import disk
+    from data_pipeline.shards.format import check_tokenizer
     from data_pipeline.stream.evaluation import EvaluationSet
     from trainer.errors import RunError
     from trainer.evaluate import evaluate as evaluate_documents
     from trainer.objectives.causal_lm import CausalLM
     from trainer.quiet import quieten_libraries
     from trainer.ranks import Ranks
-    from trainer.saved import find_saved, open_model
+    from trainer.saved import find_saved, open_model, open_tokenizer
 
     quieten_libraries(use_gpu=torch.cuda.is_available())
     saved = find_saved(name)
     folder = Path(shards) if shards else Path(saved.config.data.shards) if saved.config else None
     if folder is None:
         raise RunError(f"{name}: a model folder does not say which documents to score; give --shards DIR")
+    check_tokenizer(folder, open_tokenizer(saved).fingerprint)
     opened = open_model(saved, shards=folder)
     seq_len = saved.config.data.seq_len if saved.config else min(2048, opened.model.config.max_position_embeddings)
     documents = EvaluationSet(folder, split="heldout", seq_len=seq_len)

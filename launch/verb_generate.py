@@ -51,6 +51,7 @@ def generate(arguments: argparse.Namespace) -> int:
     if done:
         print(f"{output}: {len(done):,} of {len(questions):,} rows are answered; going on (이어서)")
     speaker = open_speaker(saved, template=arguments.template, quantize=arguments.quantize)
+    output.parent.mkdir(parents=True, exist_ok=True)
     disk.write_json(_beside(output), made_with)
     figures = _answer(speaker, left, output, sampling=sampling, batch_size=arguments.batch)
     print(f"{output}: {len(left):,} rows answered (완료), {figures}")
@@ -138,7 +139,6 @@ def _line(question: QuestionRow, text: str, *, ended: bool, num: int) -> Line:
 
 def _append(output: Path, lines: Sequence[Line]) -> None:
     """Add lines in one write, on the disk for good."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     disk.append_line(output, "\n".join(json.dumps(line, ensure_ascii=False) for line in lines).encode())
     with output.open("rb") as file:
         os.fsync(file.fileno())

@@ -18,7 +18,7 @@ from trainer.config import TrainConfig
 from trainer.errors import RunError
 from trainer.model_config import ModelConfig
 from trainer.ranks import Ranks
-from trainer.run_folder import BASE_NAME, CHECKPOINTS_NAME, CONFIG_NAME
+from trainer.run_folder import BASE_NAME, CHECKPOINTS_NAME, CONFIG_NAME, has_begun
 
 EXPORT_NAME = "export"
 DEFAULT_ROOT = Path("runs")
@@ -74,7 +74,7 @@ def _read(run_folder: Path) -> dict[str, Any]:
 
 def _pin(asked: str, run_folder: Path) -> str:
     told = _read(run_folder)
-    if told.get("from") == asked:
+    if told.get("from") == asked and has_begun(run_folder):
         return str(told["path"])
     path = _exported(asked)
     disk.write_json(run_folder / BASE_NAME, {"from": asked, "path": path})

@@ -25,7 +25,7 @@ Stage = Literal["pretrain", "sft"]
 class RunConfig(Config):
     """Where the run lives: `folder`/`name`. The same folder and the same config resume."""
 
-    name: str = Field(pattern=r"^[^/\x00\n]+$")
+    name: str = Field(pattern=r"^([^/\x00\n.]|\.+[^/\x00\n.])[^/\x00\n]*$")
     folder: str = "runs"
     expected_ranks: int | None = Field(default=None, ge=1)
 

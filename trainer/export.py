@@ -24,6 +24,7 @@ from torch import nn
 
 from data_pipeline import disk
 from data_pipeline.disk import PARTIAL_SUFFIX, FileRecord
+from data_pipeline.shards.format import check_tokenizer
 from data_pipeline.stage import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from data_pipeline.templates import Template
 from trainer import merge
@@ -102,7 +103,7 @@ def export(saved: Saved, output: Path, options: ExportOptions) -> Manifest:
             "format_version": FORMAT_VERSION,
             "what": what,
             "dtype": "fp32" if what == "adapter" else options.dtype or _trained_dtype(saved),
-            "origin": _origin(saved),
+            "origin": origin_of(saved),
             "tokenizer_fingerprint": open_tokenizer(saved).fingerprint,
             "template": {"name": template.name, "sha256": template.sha256} if template else None,
             "data": as_trees(data_of(saved)),
@@ -124,7 +125,7 @@ def export_full(run: str | Path, output: Path) -> Path:
     """
     saved = find_saved(run)
     if (output / MANIFEST_NAME).is_file():
-        found, ours = read_manifest(output, kind=KIND)["origin"], _origin(saved)
+        found, ours = read_manifest(output, kind=KIND)["origin"], origin_of(saved)
         if found == ours:
             return output
         raise RunError(
@@ -169,7 +170,7 @@ def _trained_dtype(saved: Saved) -> Dtype:
     return saved.config.train.precision if saved.config else "fp32"
 
 
-def _origin(saved: Saved) -> dict[str, Any]:
+def origin_of(saved: Saved) -> dict[str, Any]:
     """What was exported: equal origins have equal weights."""
     name = saved.config.run.name if saved.config else saved.path.resolve().name
     if saved.checkpoint is not None:
@@ -272,6 +273,7 @@ def _measuring_shards(saved: Saved, options: ExportOptions) -> Path:
         raise RunError(
             f"--merge: a merge is measured on held-out rows, but the run's shards ({named}) are not here; give --shards"
         )
+    check_tokenizer(shards, open_tokenizer(saved).fingerprint)
     return shards
 
 
@@ -347,6 +349,7 @@ def _synced_files(folder: Path) -> list[FileRecord]:
     """Every file with its hash, on the disk for good; transformers and peft wrote some without asking for that."""
     records = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        path.chmod(0o644)  # safetensors writes for its owner alone
         with path.open("rb") as file:
             os.fsync(file.fileno())
         name = path.relative_to(folder).as_posix()

@@ -20,6 +20,7 @@ from data_pipeline.stream.batch import Batch
 from trainer.errors import RunError
 from trainer.model_config import ModelConfig
 from trainer.quantize import keep_layout, loading_options, logical_numel
+from trainer.quiet import bars_on_terminals_only
 
 Kernel = Literal["flash_attention_2", "sdpa"]
 
@@ -187,6 +188,7 @@ def _load(
 
     source = str(config.source)
     check_source(source)
+    bars_on_terminals_only()
     if config.trust_remote_code:
         print(f"model.trust_remote_code: code that {source} brings will run in this process", flush=True)
     try:

@@ -161,6 +161,8 @@ def _begin(folder: RunFolder, run: Run, resumed: Path | None) -> None:
     step = run.progress.step
     folder.rewind(step=step if resumed is not None else -1)
     detail = {"reason": str(resumed or "a new run"), **asdict(run.parameters)}
+    if lost := run.stream.rows.counts.num_documents_too_long:
+        detail["num_rows_left_out"] = lost
     folder.append_event(kind="started", step=step, detail=detail, action="trains on from here")
 
 
@@ -189,10 +191,26 @@ def _introduce(run: Run, folder: RunFolder, resumed: Path | None) -> None:
         f"  attention {run.kernel.kernel}: {run.kernel.reason}; packed documents are apart (checked)",
         f"  {steps:,} steps of {sequences:,} x {config.data.seq_len:,} = {tokens:,} tokens: {epochs:.2f} epochs of "
         f"{rows.num_rows:,} rows ({config.data.packing})",
+        *_left_out(run),
         f"  from step {run.progress.step:,}: {resumed}" if resumed is not None else "  a new run",
         *(f"  {line}" for line in unread_keys(config)),
     ]
     _say(run.ranks, "\n".join(lines))
+
+
+def _left_out(run: Run) -> list[str]:
+    """Instruction rows that `data.too_long: drop` loses, of either split; nothing where there is none."""
+    counts, heldout = run.stream.rows.counts, run.heldout
+    splits = (
+        ("training", counts.num_documents_too_long, counts.num_documents),
+        ("held-out", heldout.num_documents_too_long, heldout.num_documents + heldout.num_documents_too_long),
+    )
+    return [
+        f"  LEFT OUT: {lost:,} of {of_all:,} {split} rows ({lost / of_all:.1%}) are longer than data.seq_len "
+        f"{run.config.data.seq_len:,} (너무 긴 행); raise it to keep them"
+        for split, lost, of_all in splits
+        if lost
+    ]
 
 
 def _tuning(run: Run) -> list[str]:

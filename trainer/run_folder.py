@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline import disk
-from data_pipeline.config import Config, Tree, load, to_tree, to_yaml
+from data_pipeline.config import Config, ConfigError, Tree, load, to_tree, to_yaml
 from data_pipeline.shards.format import read_shards_manifest
 from trainer.errors import RunError
 from trainer.resilience import ExitRecord
@@ -108,6 +108,11 @@ class RunFolder:
         path = self.path / CONFIG_NAME
         if not path.exists():
             return {}
+        if not has_begun(self.path):  # refused before its first step: nothing depends on the config yet
+            try:
+                return changed_keys(to_tree(load(path, [], type(config))), to_tree(config))
+            except ConfigError:
+                return {}
         return check_config(to_tree(load(path, [], type(config))), to_tree(config), where=self.path)
 
     @property
@@ -176,16 +181,26 @@ def read_exit(run_folder: Path) -> ExitRecord | None:
         return None
 
 
+def has_begun(run_folder: Path) -> bool:
+    """Whether a run has a step to lose: a complete checkpoint, or one that is damaged, or a logged step."""
+    checkpoints = run_folder / CHECKPOINTS_NAME
+    has_checkpoint = checkpoints.is_dir() and any(checkpoints.iterdir())
+    return has_checkpoint or any(True for _ in read_lines(run_folder / METRICS_NAME))
+
+
+def changed_keys(old: Tree, new: Tree) -> Changes:
+    """What differs between two resolved trees."""
+    before, after = _leaves(old), _leaves(new)
+    return {key: [before.get(key), after.get(key)] for key in {**before, **after} if before.get(key) != after.get(key)}
+
+
 def check_config(old: Tree, new: Tree, *, where: Path | str) -> Changes:
     """What differs between the config of a run and that of its resume.
 
     Raises:
         RunError: a line for each key that may not differ.
     """
-    before, after = _leaves(old), _leaves(new)
-    changed = {
-        key: [before.get(key), after.get(key)] for key in {**before, **after} if before.get(key) != after.get(key)
-    }
+    changed = changed_keys(old, new)
     faults = [
         f"{where}: {key}: this run began with {values[0]!r}, the config now says {values[1]!r}"
         for key, values in changed.items()

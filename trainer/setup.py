@@ -264,14 +264,21 @@ def _compare_tokenizers(source: str, config: TrainConfig) -> None:
     from transformers.utils import cached_file
 
     check_source(source)
-    file = cached_file(
-        source,
-        "tokenizer.json",
-        revision=config.model.revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    try:
+        file = cached_file(
+            source,
+            "tokenizer.json",
+            revision=config.model.revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except (OSError, ValueError) as error:  # no hub name by its form
+        first_line = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"model.from: {source!r} is neither a folder or run here nor a hub name: {first_line}; check the path "
+            "(a run's export that was removed is made again under a new run.name)"
+        ) from None
     if file is None:
         print(
             f"model.from: {source} brings no tokenizer.json, so that nothing shows whether the shards of "

@@ -95,6 +95,7 @@ def test_cadence_ranks_and_paths_may_differ(change: dict[str, Any]) -> None:
 
 def test_every_other_change_is_refused_at_once_and_changes_nothing(folder: RunFolder) -> None:
     with folder.hold(config(), ranks=1):
+        folder.append_metrics({"step": 100})
         folder.write_exit(ExitRecord(code=0, reason="done", step=100))
     before = {path: path.read_bytes() for path in folder.path.iterdir() if path.is_file()}
 
@@ -106,6 +107,17 @@ def test_every_other_change_is_refused_at_once_and_changes_nothing(folder: RunFo
     assert [fault.split(": ")[1] for fault in faults] == ["seed", "model.dropout", "data.seq_len"]
     assert "data.seq_len: this run began with 64, the config now says 128; set the old value again" in faults[2]
     assert {path: path.read_bytes() for path in folder.path.iterdir() if path.is_file()} == before
+
+
+def test_a_run_that_was_refused_before_its_first_step_takes_another_config(folder: RunFolder) -> None:
+    with folder.hold(config(data__seq_len=32), ranks=1):
+        folder.write_exit(ExitRecord(code=2, reason="rows are longer", step=-1))
+    with folder.hold(config(data__seq_len=128), ranks=1):
+        folder.append_metrics({"step": 1})
+
+    attempts = lines(folder.path / "attempts.jsonl")
+    assert attempts[1]["changes"] == {"data.seq_len": [32, 128]}
+    assert load(folder.path / "config.yaml", [], TrainConfig).data.seq_len == 128
 
 
 def test_a_key_that_only_one_side_has_is_a_difference() -> None:

@@ -1,4 +1,4 @@
-"""Next-token prediction over packed rows: the objective of pretraining.
+"""Next-token prediction over packed rows: the objective of pretraining and of instruction tuning.
 
 Shapes: N = B*T inputs, V vocabulary.
 """
