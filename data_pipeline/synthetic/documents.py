@@ -1,4 +1,4 @@
-"""Documents: a few paragraphs about the same people, each with facts and then reported questions about them.
+"""Documents: stories with reported questions about what they tell, pages of a schoolbook, copied sentences, lessons.
 
 `document(config, split, index)` depends on the seed, the split and the index alone. Training documents also teach
 what is true of things; held-out documents use only held-out combinations.
@@ -7,19 +7,23 @@ what is true of things; held-out documents use only held-out combinations.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from data_pipeline.synthetic import things
 from data_pipeline.synthetic.config import SyntheticConfig
+from data_pipeline.synthetic.exercises import PAGE_SIZES, copied, draw_facts, page
 from data_pipeline.synthetic.facts import Combination, Fact, Split, draw_frames, draw_people, passage_facts
 from data_pipeline.synthetic.passages import introduction, retelling, sentence, tell, told
 from data_pipeline.synthetic.reports import ROLES, Exchange, report, wrong_guess
 from data_pipeline.synthetic.verbs import connect, finite
 
-_WORLD_SHARE = 0.15
-_RETOLD_SHARE = 0.5
+Paragraphs = tuple[tuple[str, ...], ...]
+Made = tuple[Paragraphs, list[Fact]]  # paragraphs, and the facts about people that they state or suppose
+
+_RETOLD_SHARE = 0.2
+_COPIED_SIZES = {(1, 2): 0.3, (2, 1): 0.7}
 _TEACHERS = tuple(role for role in ROLES if role.name in ("선생님", "이웃", "친구"))
 _LEARNERS = tuple(role for role in ROLES if role.name in ("아이", "손님", "기자"))
 
@@ -29,7 +33,7 @@ class Document:
     """One text: paragraphs of sentences, and the combinations that it states or supposes."""
 
     id: str
-    paragraphs: tuple[tuple[str, ...], ...]
+    paragraphs: Paragraphs
     combinations: frozenset[Combination]
 
     @property
@@ -47,31 +51,45 @@ def documents(config: SyntheticConfig, split: Split) -> Iterator[Document]:
 def document(config: SyntheticConfig, *, split: Split, index: int) -> Document:
     """Document `index` of a split."""
     rng = random.Random(f"{config.seed}/document/{split}/{index}")
-    name = f"{split}-{index:07d}"
-    if split == "train" and rng.random() < _WORLD_SHARE:
-        return Document(name, tuple(tuple(_lesson(rng)) for _ in range(rng.randint(1, 2))), frozenset())
-    return _story(rng, name, split)
+    shares = _SHARES if split == "train" else {make: share for make, share in _SHARES.items() if make is not _lessons}
+    paragraphs, facts = rng.choices(list(shares), weights=list(shares.values()))[0](rng, split)
+    combinations = frozenset[Combination]().union(*(fact.combinations for fact in facts))
+    return Document(f"{split}-{index:07d}", paragraphs, combinations)
 
 
-def _story(rng: random.Random, name: str, split: Split) -> Document:
+def _lessons(rng: random.Random, split: Split) -> Made:
+    """What is true of things: it belongs to no person, and so to both splits."""
+    return tuple(tuple(_lesson(rng)) for _ in range(rng.randint(1, 2))), []
+
+
+def _page(rng: random.Random, split: Split) -> Made:
+    facts = draw_facts(rng, PAGE_SIZES, split=split)
+    return tuple(page(rng, facts)), facts
+
+
+def _copied(rng: random.Random, split: Split) -> Made:
+    facts = draw_facts(rng, _COPIED_SIZES, split=split)
+    return ((copied(rng, facts),),), facts
+
+
+def _story(rng: random.Random, split: Split) -> Made:
     people = draw_people(rng, rng.choices((1, 2, 3), weights=(20, 60, 20))[0])
-    num_paragraphs = rng.choice((1, 2, 2, 3))
+    num_paragraphs = rng.choice((1, 1, 2))
     num_frames = rng.choice({1: (2, 3), 2: (1, 1, 1, 2), 3: (1,)}[len(people)])
     kinds = draw_frames(rng, people, num_paragraphs * num_frames)
     paragraphs: list[tuple[str, ...]] = []
-    combinations: set[Combination] = set()
-    before: list[Fact] = []
+    known: list[Fact] = []
+    guesses: list[Fact] = []
     for number in range(num_paragraphs):
         facts = passage_facts(rng, people, kinds[number * num_frames : (number + 1) * num_frames], split=split)
-        exchanges = _exchanges(rng, facts, before, split=split)
+        exchanges = _exchanges(rng, facts, known, split=split)
         opening = introduction(rng, people) if number == 0 else ()
         reports = [report(rng, exchange) for exchange in exchanges]
         retold = [retelling(rng, facts)] if rng.random() < _RETOLD_SHARE else []
         paragraphs.append((*opening, *told(rng, facts), *reports, *retold))
-        for fact in [*facts, *(exchange.guess for exchange in exchanges if exchange.guess is not None)]:
-            combinations |= fact.combinations
-        before += facts
-    return Document(name, tuple(paragraphs), frozenset(combinations))
+        known += facts
+        guesses += [exchange.guess for exchange in exchanges if exchange.guess is not None]
+    return tuple(paragraphs), [*known, *guesses]
 
 
 def _exchanges(rng: random.Random, facts: list[Fact], before: list[Fact], *, split: Split) -> list[Exchange]:
@@ -120,3 +138,7 @@ def _stated(rng: random.Random, facts: list[Fact]) -> list[str]:
 
 def _lesson_exchange(rng: random.Random, fact: Fact) -> Exchange:
     return Exchange(fact, fact.frame.questions[0], asker=rng.choice(_LEARNERS), answerer=rng.choice(_TEACHERS))
+
+
+# Each kind of document, and its share of them. Pages hold the most look-ups a word; copied sentences teach to copy.
+_SHARES: dict[Callable[[random.Random, Split], Made], float] = {_page: 0.54, _story: 0.18, _copied: 0.18, _lessons: 0.1}

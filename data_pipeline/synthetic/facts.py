@@ -18,6 +18,7 @@ from data_pipeline.synthetic.frames import Binding, Frame, Question, Subject
 from data_pipeline.synthetic.particles import Word
 
 Split = Literal["train", "heldout"]
+_CHILDREN_SHARE = 0.1
 HELDOUT_SHARE = 0.12  # of the values of each owner and slot, and at least one
 
 
@@ -89,8 +90,8 @@ def draw_fact(rng: random.Random, owner: Subject, frame: Frame, *, split: Split,
 
 
 def draw_people(rng: random.Random, count: int) -> list[Subject]:
-    """`count` different people; now and then the first of them is an elder."""
-    people = rng.sample(world.PEOPLE, count)
+    """`count` different people: grown-ups, or children by their given names; now and then one is an elder."""
+    people = rng.sample(world.CHILDREN if rng.random() < _CHILDREN_SHARE else world.PEOPLE, count)
     if rng.random() < 0.2:
         people[rng.randrange(count)] = rng.choice(world.ELDERS)
     return people

