@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -201,3 +202,12 @@ def append_line(path: Path, line: bytes) -> None:
         data = line + b"\n"
         if (written := file.write(data)) != len(data):
             raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes were taken")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only process of this block among those that lock `path`; the kernel lets it go if this process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from data_pipeline import disk
 from data_pipeline.config import Config
 from data_pipeline.corpus.build import CorpusBuild, CorpusConfig
 from data_pipeline.raw_config import RawDataConfig
@@ -30,11 +31,11 @@ class _Keyed(Stage, Protocol):
     def inputs(self) -> dict[str, Any]: ...
 
 
-def prepare_shards(raw: RawDataConfig, *, run: RunStage) -> Path:
+def prepare_shards(raw: RawDataConfig, *, run: RunStage | None) -> Path:
     """The shards of `raw`; `run(stage, kind)` is called for each stage in turn whose result is not there.
 
     Raises:
-        StageError: from a stage, or from `run`.
+        StageError: from a stage, from `run`, or, where that is None, because a result is not there.
     """
     cache = raw.cache
     corpus = _up_to_date(
@@ -56,21 +57,26 @@ def prepare_shards(raw: RawDataConfig, *, run: RunStage) -> Path:
 
 def find_shards(raw: RawDataConfig) -> Path:
     """The shards that `prepare_shards` made before; raises StageError where a stage is still to be run."""
-    return prepare_shards(raw, run=_refuse)
+    return prepare_shards(raw, run=None)
 
 
-def _up_to_date(config: ConfigT, make: Callable[[ConfigT], _Keyed], *, kind: str, run: RunStage) -> Path:
+def _up_to_date(config: ConfigT, make: Callable[[ConfigT], _Keyed], *, kind: str, run: RunStage | None) -> Path:
     """The result of a stage, in a folder of the cache that is named by its inputs."""
     cache: Path = config.output  # type: ignore[attr-defined]
     key = fingerprint(make(config).inputs)[:KEY_DIGITS]
     stage = make(config.model_copy(update={"output": cache / f"{kind}-{key}"}))
-    if not stage.is_done():
-        run(stage, kind)
+    if stage.is_done():
+        return stage.output
+    if run is None:
+        raise _not_built(stage, kind)
+    with disk.locked(cache / f".{kind}-{key}.lock"):  # two runs may begin on the same files at once
+        if not stage.is_done():
+            run(stage, kind)
     return stage.output
 
 
-def _refuse(stage: Stage, kind: str) -> None:
-    raise StageError(
+def _not_built(stage: Stage, kind: str) -> StageError:
+    return StageError(
         f"data.raw: {stage.output}: the {kind} is not built yet, and ranks do not build it; start the run once by "
         f"`dure train CONFIG`, which does, or build shards yourself and set data.shards"
     )

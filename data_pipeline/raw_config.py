@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.config import Config
 from data_pipeline.corpus.sources import InputConfig, paths_as_inputs
@@ -29,3 +29,13 @@ class RawDataConfig(Config):
     @classmethod
     def _paths_are_inputs(cls, value: Any) -> Any:
         return paths_as_inputs(value)
+
+    @model_validator(mode="after")
+    def _instructions_need_more(self) -> RawDataConfig:
+        if self.record == "instruction" and (self.template is None or self.tokenizer is None):
+            missing = " and ".join(key for key in ("template", "tokenizer") if getattr(self, key) is None)
+            raise ValueError(
+                f"record is 'instruction', but there is no {missing}; name the template that writes the rows, and the "
+                "tokenizer of the model that is tuned"
+            )
+        return self

@@ -45,6 +45,12 @@ def _tell_merge(merge: dict[str, Any], *, dtype: str) -> None:
             f"  {name}: largest logit error {measure['max_logit_error']:.3g}, top-1 agreement "
             f"{measure['top_1_agreement']:.4%} over {measure['num_rows']} held-out rows"
         )
+    agreement, least = merge["as_written"]["top_1_agreement"], merge["limits"]["top_1_agreement"]
+    if agreement < least:
+        print(
+            f"  LOOK (주의): as written it names another next token in {1 - agreement:.2%} of the places, more than "
+            f"{1 - least:.2%}: that is {dtype}'s rounding; --dtype fp32 keeps them"
+        )
     if merge["is_accepted"]:
         limits = merge["limits"]
         print(f"  beyond the limits ({limits['max_logit_error']:g}, {limits['top_1_agreement']:.1%}), and accepted")

@@ -87,11 +87,12 @@ def _exported(asked: str) -> str:
     if found is None:
         return asked
     output = found.parents[1] / EXPORT_NAME / found.name
-    if not output.is_dir():
-        from trainer.export import export_full
+    with disk.locked(output.parent / ".lock"):  # two runs may begin on one base at once
+        if not output.is_dir():
+            from trainer.export import export_full
 
-        print(f"model.from: {asked} is a run: its {found.name} is exported to {output}, once", flush=True)
-        export_full(found, output)
+            print(f"model.from: {asked} is a run: its {found.name} is exported to {output}, once", flush=True)
+            export_full(found, output)
     return str(output)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_pipeline.config import load, to_tree, validate
+from data_pipeline.config import ConfigError, load, to_tree, validate
 from data_pipeline.raw import find_shards, prepare_shards
 from data_pipeline.raw_config import RawDataConfig
 from data_pipeline.shards.build import ShardsBuild, ShardsConfig
@@ -84,3 +85,20 @@ def test_a_config_with_raw_files_resolves_to_itself(tmp_path: Path) -> None:
     raw = raw_data(tmp_path)
 
     assert validate(to_tree(raw), RawDataConfig, where="test") == raw
+
+
+def test_two_preparations_at_once_run_each_stage_once(tmp_path: Path) -> None:
+    raw = raw_data(tmp_path)
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(prepare, [raw, raw]))
+
+    assert sorted(kind for _, ran in results for kind in ran) == ["corpus", "shards", "tokenizer"]
+    assert results[0][0] == results[1][0]
+
+
+def test_instructions_without_template_or_tokenizer_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="record is 'instruction', but there is no template and tokenizer"):
+        raw_data(tmp_path, record="instruction")
+    with pytest.raises(ConfigError, match="there is no tokenizer; name"):
+        raw_data(tmp_path, record="instruction", template="koalpaca")
