@@ -258,7 +258,7 @@ def _say_what_is_next(places: Places, *, tuned: bool, seconds: float) -> None:
     ]
     lines += [f"  {places.root / MODEL_NAME}  the merged model, for transformers and others"] if tuned else []
     lines += ["Next (다음):"]
-    lines += [f"  dure chat {run}"] if tuned else [f"  dure demo --corpus {places.corpus} --sft YOUR_ROWS"]
+    lines += [f"  dure chat {run}"] if tuned else [f"  dure train configs/debug.yaml data.shards={places.shards}"]
     lines += [
         f"  dure shards inspect {places.sft_shards if tuned else places.shards} --tokenizer {places.tokenizer}",
         f"  tensorboard --logdir {places.root}",
