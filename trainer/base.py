@@ -136,6 +136,21 @@ def _folder_of(model: ModelConfig) -> Path:
     return Path(str(file)).parent
 
 
+def model_tokenizer(model: ModelConfig) -> Path | None:
+    """The tokenizer.json that `model.from` brings, in its folder or the hub's cache."""
+    from transformers.utils import cached_file
+
+    file = cached_file(
+        model.source,
+        "tokenizer.json",
+        revision=model.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return None if file is None else Path(file)
+
+
 def _samples(path: Path, *, size: int) -> bytes:
     parts = []
     with path.open("rb") as file:

@@ -354,29 +354,15 @@ def _tokenizers(config: TrainConfig, of_shards: str) -> tuple[dict[str, str | No
     """Fingerprints by place, and the ids that are a BOS; read by rank 0 only."""
     from data_pipeline.shards.format import TOKENIZER_FOLDER
     from data_pipeline.tokenizer.fingerprint import TOKENIZER_FILE, tokenizer_fingerprint
+    from trainer.base import model_tokenizer
 
     companion = Path(config.data.shards) / TOKENIZER_FOLDER
     is_there = (companion / TOKENIZER_FILE).is_file()
     found = {"shards": of_shards, "their tokenizer/": tokenizer_fingerprint(companion) if is_there else None}
     if config.model.source is not None:
-        file = model_tokenizer(config)
+        file = model_tokenizer(config.model)
         found["model"] = None if file is None else tokenizer_fingerprint(file)
     return found, sorted(bos_ids(companion)) if is_there else []
-
-
-def model_tokenizer(config: TrainConfig) -> Path | None:
-    """The tokenizer.json that `model.from` brings, in its folder or the hub's cache."""
-    from transformers.utils import cached_file
-
-    file = cached_file(
-        config.model.source,
-        "tokenizer.json",
-        revision=config.model.revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    return None if file is None else Path(file)
 
 
 def bos_ids(tokenizer: Path) -> set[int]:

@@ -19,7 +19,7 @@ from data_pipeline.disk import PARTIAL_SUFFIX
 from data_pipeline.stage import MANIFEST_NAME
 from trainer import checkpoint
 from trainer.adapter import add_adapter
-from trainer.base import check_base, identify, pinned_source, with_source
+from trainer.base import DEFAULT_ROOT, check_base, identify, pinned_source, with_source
 from trainer.config import TrainConfig
 from trainer.engine import load_weights
 from trainer.errors import RunError
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from data_pipeline.templates import Template
     from data_pipeline.tokenizer.encode import Encoder
 
-DEFAULT_ROOT = Path("runs")
 TOKENIZER_NAME = "tokenizer"
 TEMPLATE_NAME = "template.yaml"
 ADAPTER_CONFIG_NAME = "adapter_config.json"

@@ -19,7 +19,7 @@ from data_pipeline.stream.stream import Stream
 from data_pipeline.tokenizer.fingerprint import tokenizer_fingerprint
 from trainer import checkpoint
 from trainer.adapter import add_adapter
-from trainer.base import BaseIdentity, check_base, identify
+from trainer.base import BaseIdentity, check_base, identify, model_tokenizer
 from trainer.config import Stage, TrainConfig
 from trainer.deepspeed_engine import loading_in_slices
 from trainer.engine import Engine, PlainEngine, make_engine
@@ -261,18 +261,9 @@ def check_source_tokenizer(config: TrainConfig, ranks: Ranks) -> None:
 
 
 def _compare_tokenizers(source: str, config: TrainConfig) -> None:
-    from transformers.utils import cached_file
-
     check_source(source)
     try:
-        file = cached_file(
-            source,
-            "tokenizer.json",
-            revision=config.model.revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
+        file = model_tokenizer(config.model)
     except (OSError, ValueError) as error:  # no hub name by its form
         first_line = str(error).strip().splitlines()[0]
         raise RunError(
@@ -286,7 +277,7 @@ def _compare_tokenizers(source: str, config: TrainConfig) -> None:
             flush=True,
         )
         return
-    check_tokenizer(Path(config.data.shards), tokenizer_fingerprint(Path(file)))
+    check_tokenizer(Path(config.data.shards), tokenizer_fingerprint(file))
 
 
 def restore(run: Run, folder: Path) -> None:

@@ -15,7 +15,6 @@ never cut: one that is longer than `seq_len` is in no row, and counted.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,17 +129,15 @@ def _is_built(folder: Path, identity: str) -> bool:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Hold the table's lock: the kernel lets it go if this process dies."""
-    try:
-        folder.parent.mkdir(exist_ok=True)
-        lock = folder.with_name(f".{folder.name}.lock").open("w")
-    except OSError as error:
-        raise StageError(
-            f"{folder}: the row table is missing and can't be written here: {error.strerror}; "
-            "build it once from an account that may write beside the shards"
-        ) from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Hold the table's lock."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(disk.locked(folder.with_name(f".{folder.name}.lock")))
+        except OSError as error:
+            raise StageError(
+                f"{folder}: the row table is missing and can't be written here: {error.strerror}; "
+                "build it once from an account that may write beside the shards"
+            ) from None
         yield
 
 
