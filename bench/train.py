@@ -34,6 +34,8 @@ def run_config(folder: str, shards: Path, steps: int) -> Any:
         f"data.shards={shards}",
         "engine.kind=none",
         f"train.max_steps={steps + 1}",
+        "train.schedule.warmup_steps=1",
+        "train.schedule.decay_steps=0",
         "evaluation.every_steps=1000000",
         "checkpoint.every_steps=1000000",
         "logging.tensorboard=false",

@@ -197,13 +197,13 @@ def _without_frozen(engine: Any) -> Iterator[None]:
 
 @contextmanager
 def loading_in_slices(config: TrainConfig) -> Iterator[None]:
-    """Under ZeRO-3 `from_pretrained` in this block keeps only each rank's slices; no rank ever holds all weights.
+    """Under ZeRO-3 a model that is made or loaded in this block stands in slices; no rank ever holds all weights.
 
     A quantised base is packed whole on every rank first, and sharded by the engine: transformers can't do both at
     once.
     """
     is_sliced = config.engine.kind == "deepspeed" and config.engine.zero_stage == 3
-    if config.model.source is None or config.model.quantization is not None or not is_sliced:
+    if config.model.quantization is not None or not is_sliced:
         yield
         return
     from transformers.integrations import HfDeepSpeedConfig

@@ -18,6 +18,7 @@ from torch import nn
 from data_pipeline.shards.format import read_shards
 from data_pipeline.stream.batch import Batch
 from trainer.errors import RunError
+from trainer.initial_weights import new_model
 from trainer.model_config import ModelConfig
 from trainer.quantize import keep_layout, loading_options, logical_numel
 from trainer.quiet import bars_on_terminals_only
@@ -132,13 +133,7 @@ def make_model(
         loaded = _load(config, vocabulary=vocabulary, kernel=kernel, dtype=dtype, packing=packing)
         _let_eos_learn(loaded, vocabulary)
         return loaded
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    described = describe(config, vocabulary=vocabulary)
-    # float32 whatever the precision, so that one seed gives the same weights to every engine.
-    model: nn.Module = AutoModelForCausalLM.from_config(described, attn_implementation=kernel, dtype=torch.float32)
-    return model
+    return new_model(describe(config, vocabulary=vocabulary), kernel=kernel, seed=seed)
 
 
 def _let_eos_learn(model: nn.Module, vocabulary: Vocabulary) -> None:

@@ -192,6 +192,15 @@ def test_each_rank_holds_its_share_of_a_4_bit_base_after_training(trainings: Pat
     assert [here for _, here, _ in told["held"]] == [whole // share] * 2
 
 
+def test_no_rank_ever_holds_all_of_a_new_model_under_zero_3(trainings: Path) -> None:
+    whole, _ = json.loads((trainings / "single" / "one-process.json").read_text())["elements"][0]
+    held = json.loads((trainings / "ranks" / "zero-3.json").read_text())["elements"]
+
+    # Each of two ranks has half of each weight, the last slice padded.
+    assert [here for here, _ in held] == [0, 0]
+    assert all(whole <= 2 * sliced < whole + 64 for _, sliced in held)
+
+
 def test_gpt_neox_trains_alike_too(trainings: Path) -> None:
     loss_difference, weight_difference = largest_difference(
         trainings / "single" / "one-process-neox", trainings / "ranks" / "zero-3-neox"

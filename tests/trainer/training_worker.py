@@ -109,7 +109,7 @@ def run(engine_spec: dict[str, Any], spec: dict[str, Any], ranks: Ranks) -> dict
         micro_batch_sequences=spec["micro_batch_sequences"],
     )
     model = make_trainable_model(config, ranks, vocabulary=VOCABULARY, kernel="sdpa")
-    held = held_bytes(model)
+    held, elements = held_bytes(model), ranks.gather_objects(elements_held(model))
     engine = make_engine(config, model=model, ranks=ranks)
     updater_class = MeanWeightedUpdater if spec.get("weighting") == "rank_means" else Updater
     updater = updater_class(
@@ -131,7 +131,14 @@ def run(engine_spec: dict[str, Any], spec: dict[str, Any], ranks: Ranks) -> dict
         norms.append(metrics.grad_norm)
     write_weights(engine, config, Path(spec["output"]), ranks=ranks)
     held_by_rank = ranks.gather_objects(held_bytes(engine.model))
-    return {"losses": losses, "norms": norms, "loaded": held, "held": held_by_rank}
+    return {"losses": losses, "norms": norms, "loaded": held, "held": held_by_rank, "elements": elements}
+
+
+def elements_held(model: torch.nn.Module) -> tuple[int, int]:
+    """Elements of the weights that stand whole on this rank, and those of its slices (ZeRO-3)."""
+    parameters: list[Any] = list(model.parameters())
+    slices = [parameter.ds_tensor.numel() for parameter in parameters if hasattr(parameter, "ds_tensor")]
+    return sum(parameter.numel() for parameter in parameters), sum(slices)
 
 
 def refuse(updater: Updater, batches: list[Batch], *, step: int, lr: float) -> None:
