@@ -8,9 +8,10 @@ from __future__ import annotations
 import difflib
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -26,7 +27,12 @@ class ConfigError(ValueError):
 
 
 class Config(BaseModel):
-    """Parent of every config class: frozen, and a key that no field takes is an error."""
+    """Parent of every config class: frozen, and a key that no field takes is an error.
+
+    `plain_key`: the key that a plain value in place of the class stands for; "" where none may.
+    """
+
+    plain_key: ClassVar[str] = ""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
 
@@ -44,21 +50,28 @@ def load(path: str | Path | None, overrides: Sequence[str], cls: type[ConfigT]) 
         ConfigError: every fault at once, by dotted path and by the file that holds it.
     """
     origins: Origins = {}
-    tree = read_tree(path, overrides, origins)
+    tree = read_tree(path, overrides, origins, cls=cls)
     return validate(tree, cls, where=str(path) if path is not None else "command line", origins=origins)
 
 
-def read_tree(path: str | Path | None, overrides: Sequence[str], origins: Origins | None = None) -> Tree:
+def read_tree(
+    path: str | Path | None,
+    overrides: Sequence[str],
+    origins: Origins | None = None,
+    *,
+    cls: type[Config] | None = None,
+) -> Tree:
     """The file at `path`, its parents and the overrides as plain values, not yet held against a class.
 
-    Fills `origins`. Raises ConfigError for a file that can't be read and for every override of another form.
+    Fills `origins`. `cls` tells an override that goes into a plain value which key that value stands for
+    (`Config.plain_key`). Raises ConfigError for a file that can't be read and for every override of another form.
     """
     origins = {} if origins is None else origins
     tree = _read_with_parents(Path(path), origins, chain=()) if path is not None else {}
     faults = []
     for override in overrides:
         try:
-            _apply_override(tree, override, origins)
+            _apply_override(tree, override, origins, cls)
         except ConfigError as error:
             faults.append(str(error))
     if faults:
@@ -105,10 +118,14 @@ _Representer.add_representer(str, _Representer.represent_str)
 
 def read_yaml(path: Path) -> Tree:
     """The mapping in a YAML file; raises ConfigError where there is none, or where a key stands twice."""
+    return _read_yaml(path, named_by="")
+
+
+def _read_yaml(path: Path, *, named_by: str) -> Tree:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}; give the path of a UTF-8 YAML file") from None
+        raise ConfigError(f"{named_by}{path}: cannot be read: {error}; give the path of a UTF-8 YAML file") from None
     return _parse_mapping(text, where=str(path))
 
 
@@ -136,7 +153,7 @@ def _read_with_parents(path: Path, origins: Origins, *, chain: tuple[Path, ...])
     if resolved in chain:
         loop = " -> ".join(str(link) for link in (*chain, resolved))
         raise ConfigError(f"{path}: extends: the files extend each other in a circle: {loop}; break it")
-    tree = read_yaml(path)
+    tree = _read_yaml(path, named_by=f"{chain[-1]}: extends: " if chain else "")
     parents = tree.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
@@ -166,7 +183,7 @@ def _dotted_paths(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _dotted_paths(value, f"{dotted}.")
 
 
-def _apply_override(tree: Tree, override: str, origins: Origins) -> None:
+def _apply_override(tree: Tree, override: str, origins: Origins, cls: type[Config] | None) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     where = f"override {override!r}"
@@ -176,8 +193,10 @@ def _apply_override(tree: Tree, override: str, origins: Origins) -> None:
     if list(parsed) != ["value"]:
         raise ConfigError(f"{where}: sets more than one key; give each key an override of its own")
     node: Any = tree
-    for key in keys[:-1]:
-        node = _step_into(node, key, where=where)
+    for number, key in enumerate(keys[:-1]):
+        cls = cls if cls is None or key.isdecimal() else _config_class(_fields_by_key(cls).get(key))
+        plain = _Plain(cls.plain_key if cls else "", is_list=keys[number + 1].isdecimal())
+        node = _step_into(node, key, plain, where=where)
     if isinstance(node, list):
         node[_index(node, keys[-1], where=where)] = parsed["value"]
     else:
@@ -185,7 +204,14 @@ def _apply_override(tree: Tree, override: str, origins: Origins) -> None:
     origins[dotted.strip()] = "override"
 
 
-def _step_into(node: Any, key: str, *, where: str) -> Any:
+class _Plain(NamedTuple):
+    """What a plain text stands for where an override goes into it: a mapping of `key`, or a list of one such."""
+
+    key: str
+    is_list: bool
+
+
+def _step_into(node: Any, key: str, plain: _Plain, *, where: str) -> Any:
     """What stands under `key`, for an override of a part of it; an empty mapping where nothing did."""
     if isinstance(node, list):
         place: Any = _index(node, key, where=where)
@@ -193,7 +219,8 @@ def _step_into(node: Any, key: str, *, where: str) -> Any:
     else:
         place, below = key, node.get(key)
     if not isinstance(below, dict | list):
-        below = node[place] = {}
+        spelt = {plain.key: below} if plain.key and isinstance(below, str) else {}
+        below = node[place] = [spelt] if spelt and plain.is_list else spelt
     return below
 
 
@@ -217,7 +244,16 @@ def _fault_line(fault: Any, cls: type[Config], where: str, origins: Origins) -> 
         case "value_error":
             return f"{place}: {fault['ctx']['error']}"
     message = fault["msg"][:1].lower() + fault["msg"][1:]  # the rest may quote values, which have a case
-    return f"{place}: {message}, got {fault['input']!r}"
+    return f"{place}: {message}, got {fault['input']!r}{_quote_it(fault, dotted, source)}"
+
+
+def _quote_it(fault: Any, dotted: str, source: str) -> str:
+    """What to do where YAML read a text as a number, a date or a truth."""
+    value = fault["input"]
+    if fault["type"] not in ("string_type", "path_type") or not isinstance(value, bool | int | float | date):
+        return ""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"; quote it: {dotted}='\"{text}\"'" if source == "override" else f'; quote it: "{text}"'
 
 
 def _origin_of(path: Sequence[str], origins: Origins) -> str | None:

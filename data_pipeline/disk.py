@@ -89,11 +89,13 @@ class DurableFile:
     def write(self, data: Any) -> int:
         """Take all bytes of `data` (any buffer); returns their count."""
         view = memoryview(data).cast("B")
-        self._hash.update(view)
-        self.num_bytes += len(view)
-        self._chunk += view
-        if len(self._chunk) >= CHUNK_BYTES:
-            self.flush()
+        for start in range(0, len(view), CHUNK_BYTES):
+            piece = view[start : start + CHUNK_BYTES]
+            self._hash.update(piece)
+            self.num_bytes += len(piece)
+            self._chunk += piece
+            if len(self._chunk) >= CHUNK_BYTES:
+                self.flush()
         return len(view)
 
     def flush(self) -> None:
@@ -102,7 +104,7 @@ class DurableFile:
         self._chunk.clear()
         while len(rest):
             with _operation("write", self.path):
-                rest = rest[self._file.write(rest) :]
+                rest = rest[self._file.write(rest[:CHUNK_BYTES]) :]
 
     def tell(self) -> int:
         return self.num_bytes

@@ -16,6 +16,7 @@ from data_pipeline import disk
 from data_pipeline.disk import FileRecord
 
 MANIFEST_NAME = "manifest.json"
+MAX_SHOWN_CHARS = 60  # of a value in a message
 
 Manifest = dict[str, Any]
 
@@ -49,6 +50,9 @@ class Stage(Protocol):
 
     def plan(self) -> list[Task]: ...
 
+    def is_task_done(self, task: Task) -> bool:
+        """Whether `run` of a task that `plan` gave would find its part committed."""
+
     def run(self, task: Task) -> None: ...
 
     def finish(self) -> Manifest:
@@ -79,7 +83,7 @@ def read_manifest(folder: Path, *, kind: str) -> Manifest:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         state = "an unfinished folder (no manifest.json)" if folder.is_dir() else "no such folder"
-        raise StageError(f"{folder}: {state}, but a finished {kind} is needed; run the stage that makes it")
+        raise StageError(f"{folder}: {state}, but a finished {_named(kind)} is needed; run the stage that makes it")
     try:
         manifest: Manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -97,6 +101,31 @@ def read_manifest(folder: Path, *, kind: str) -> Manifest:
             "it was altered after the stage wrote it: restore it, or remove that file and run the stage again"
         )
     return manifest
+
+
+def _named(kind: str) -> str:
+    return "folder of shards" if kind == "shards" else kind
+
+
+def differences(theirs: Any, ours: Any, path: str = "") -> list[str]:
+    """What differs between two trees of plain values, a line for each key: `key theirs, now ours`; [] where equal.
+
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b 1, now 3']
+    """
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        keys = dict.fromkeys([*ours, *theirs])
+        found = [differences(theirs.get(key), ours.get(key), f"{path}.{key}".lstrip(".")) for key in keys]
+        return [line for lines in found for line in lines]
+    if isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+        found = [differences(*pair, f"{path}.{at}") for at, pair in enumerate(zip(theirs, ours, strict=True))]
+        return [line for lines in found for line in lines]
+    return [] if theirs == ours else [f"{path} {_shown(theirs)}, now {_shown(ours)}"]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…"
 
 
 def is_done(folder: Path, *, kind: str, inputs_sha256: str) -> bool:

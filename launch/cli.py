@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with contextlib.suppress(_Answered):
             verb, rest = _find_verb(words)
-            code = _call(verb, _parse(verb, rest))
+            code = _call(verb, parse_words(verb, rest))
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (`| head`) is gone; the interpreter's own flush at exit must not raise again.
@@ -185,7 +185,7 @@ def _integer(minimum: int) -> Callable[[str], int]:
     return parse
 
 
-def _parse(verb: Verb, words: list[str]) -> argparse.Namespace:
+def parse_words(verb: Verb, words: list[str]) -> argparse.Namespace:
     """What the verb's function gets: its flags, and `config` and `overrides`, `path` or `paths`, as they were typed."""
     parser = _parser(verb)
     arguments = parser.parse_intermixed_args(words)
@@ -216,7 +216,7 @@ def _flags_as_overrides(verb: Verb, arguments: argparse.Namespace) -> Iterator[s
     """
     for flag in verb.flags:
         value = getattr(arguments, flag.name[2:].replace("-", "_"))
-        if not flag.key or value is None:
+        if not flag.key or value is None or value is False:  # a switch that was not given says nothing
             continue
         late = [item for item in value if _OVERRIDE.match(item) and not Path(item).exists()] if flag.is_list else []
         kept = [item for item in value if item not in late] if flag.is_list else value

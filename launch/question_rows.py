@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_pipeline.corpus.instructions import FORMS, value_at
+from data_pipeline.corpus.json_stream import JsonError, iterate_values
 from data_pipeline.corpus.records import Message
 from data_pipeline.corpus.turns import FaultyRowError, Turns
 from trainer.errors import RunError
@@ -25,43 +27,65 @@ class QuestionRow:
     messages: tuple[Message, ...]
 
 
-def read_questions(path: Path) -> list[QuestionRow]:
-    """Every row of a JSONL file, or of a JSON file that is one array.
+def read_questions(path: Path) -> Iterator[QuestionRow]:
+    """Each row of a JSONL file, or of a JSON file that is one array, as it is read: memory holds one.
 
     Raises:
-        RunError: a row without a question, and what the row is; nothing is asked then.
+        RunError: a row without a question, and what the row is.
     """
-    return [
-        QuestionRow(number, row, tuple(_messages_of(row, where=f"{path}: row {number}")))
-        for number, row in enumerate(_rows(path))
-    ]
+    for number, row in enumerate(_rows(path)):
+        yield QuestionRow(number, row, tuple(_messages_of(row, where=f"{path}: row {number}")))
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    # utf-8-sig: files from Windows begin with a mark.
+    with path.open("rb") as file:
+        is_array = _first_byte(file) == b"["
+        file.seek(0)
+        for number, value in enumerate(_elements(file, path) if is_array else _lines(file, path)):
+            if not isinstance(value, dict):
+                raise RunError(f"{path}: row {number} is a {type(value).__name__}, not an object; write rows {_KNOWN}")
+            yield value
+
+
+def _first_byte(file: BinaryIO) -> bytes:
+    """The first that is neither space nor the mark with which files from Windows begin."""
+    if file.read(len(BOM_UTF8)) != BOM_UTF8:
+        file.seek(0)
+    while (byte := file.read(1)).isspace():
+        continue
+    return byte
+
+
+def _elements(file: BinaryIO, path: Path) -> Iterator[Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        for _, _, value in iterate_values(file):
+            yield value
+    except JsonError as error:
+        raise RunError(
+            f"{path}: byte {error.offset}: not JSON: {error}; write an array, or one object a line"
+        ) from None
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[Any]:
+    # Bytes end at newlines alone: U+2028 and the like may stand inside a row.
+    start = 0
+    for data in file:
+        line = _decoded(data, path, start=start)
+        start += len(data)
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            shown = line.rstrip()[:40]
+            raise RunError(f"{path}: {shown!r}: not JSON: {error}; write one object a line") from None
+
+
+def _decoded(data: bytes, path: Path, *, start: int) -> str:
+    try:
+        return data.decode("utf-8" if start else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RunError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    is_array = text.lstrip().startswith("[")
-    lines = (_parsed(line, f"{path}: {line[:40]!r}") for line in _lines(text))
-    values = _parsed(text, f"{path}") if is_array else lines
-    for number, value in enumerate(values):
-        if not isinstance(value, dict):
-            raise RunError(f"{path}: row {number} is a {type(value).__name__}, not an object; write rows {_KNOWN}")
-        yield value
-
-
-def _lines(text: str) -> Iterator[str]:
-    # Not splitlines: U+2028 and the like may stand inside a row.
-    return (line for line in text.split("\n") if line.strip())
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise RunError(f"{where}: not JSON: {error}; write one object a line") from None
+        raise RunError(f"{path}: byte {start + error.start} is not UTF-8; save the file as UTF-8") from None
 
 
 _KNOWN = 'like {"instruction": …}, {"prompt": …}, {"question": …} or {"messages": […]}'

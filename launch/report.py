@@ -40,7 +40,8 @@ def write_report(runs: Sequence[Path], output: Path, *, extra: Mapping[str, Any]
 
     `extra`: what run folders don't know. `corpora` and `tokenizers` (folders; those that lie beside a run's shards are
     found by their hashes), `before` and `after` (held-out figures of the model before and after tuning:
-    `bits_per_byte`, `loss`, `exact_match`, `ended_share`, `num_rows`), `baselines` (name -> such figures).
+    `bits_per_byte` and `loss` of answers, `exact_match`, `ended_share`, `num_rows`), `baselines` (name ->
+    `bits_per_byte` and `loss` of documents).
 
     Raises:
         RunError: one of `runs` is no run folder.

@@ -8,6 +8,7 @@ from dataclasses import replace
 from launch.report_data import RunRecord, Series, as_number
 from launch.report_html import Markup, section, tag
 from launch.report_plots import Chart, Line, Mark, figure, value_range
+from launch.report_summary import scored
 
 Maker = Callable[[RunRecord], Chart]
 
@@ -35,7 +36,8 @@ def _loss(run: RunRecord) -> Chart:
         Line("학습 train", run.curves["loss"], "a"),
         Line("검증 held-out", run.evaluated("loss"), "b", dots=True),
     )
-    return Chart("손실 Loss", "nats/token", lines, _marks(run), may_be_log=True)
+    unit = {"documents": "nats/token", "answers": "nats/answer token"}[scored(run)]
+    return Chart("손실 Loss", unit, lines, _marks(run), may_be_log=True)
 
 
 def _quality(run: RunRecord) -> Chart:
@@ -47,7 +49,8 @@ def _quality(run: RunRecord) -> Chart:
         )
         return Chart("답변 Answers", "%", lines, y_range=(0.0, 100.0), x_range=_steps(run))
     line = Line("검증 held-out", run.evaluated("bits_per_byte"), "b", dots=True)
-    return Chart("바이트당 비트 Bits per byte", "bits/byte", (line,), x_range=_steps(run), may_be_log=True)
+    unit = {"documents": "bits/document byte", "answers": "bits/answer byte"}[scored(run)]
+    return Chart("바이트당 비트 Bits per byte", unit, (line,), x_range=_steps(run), may_be_log=True)
 
 
 def _learning_rate(run: RunRecord) -> Chart:

@@ -18,6 +18,7 @@ from typing import Any
 from data_pipeline.config import ConfigError, read_tree
 from data_pipeline.stage import MANIFEST_NAME, fingerprint
 from trainer.errors import RunError
+from trainer.locate import DEFAULT_ROOT, locate
 from trainer.run_folder import (
     ATTEMPTS_NAME,
     CHECKPOINTS_NAME,
@@ -32,7 +33,6 @@ from trainer.run_folder import (
 
 Tree = dict[str, Any]
 
-RUNS = Path("runs")
 ANSWERS_NAME = "answers"
 TEMPLATE_NAME = "template.yaml"
 CURVES = ("loss", "lr", "grad_norm", "tokens_per_second", "memory_gib", "mfu")
@@ -119,12 +119,12 @@ def find_run(name: str | Path) -> Path:
     Raises:
         RunError: there is none.
     """
-    for path in (Path(name), RUNS / name):
-        for folder in (path, path.resolve().parent.parent if path.parent.name == CHECKPOINTS_NAME else path):
-            if (folder / CONFIG_NAME).is_file() and not (folder / "COMPLETE").exists():
-                return folder
+    place = locate(name)
+    if place is not None and place.run_folder is not None:
+        return place.run_folder
     raise RunError(
-        f"{name}: not a run folder ({CONFIG_NAME} is not there), nor the name of one under {RUNS}/; check the path"
+        f"{name}: not a run folder ({CONFIG_NAME} is not there), nor the name of one under {DEFAULT_ROOT}/; "
+        "check the path"
     )
 
 

@@ -26,6 +26,8 @@ _EVENTS = {
     "damaged_checkpoint": ("bad", "손상된 체크포인트", "damaged checkpoint"),
     "not_pruned": ("bad", "지우지 못함", "not pruned"),
     "failure": ("bad", "실패", "failure"),
+    "hang": ("bad", "멈춤(진행 없음)", "hang"),
+    "saved": ("good", "저장", "saved"),
     "exit 0": ("good", "끝남", "done"),
     "exit 85": ("", "신호로 멈춤", "stopped"),
 }
@@ -160,7 +162,8 @@ def _timeline(run: RunRecord, *, is_alone: bool) -> Markup:
     entries.sort(key=lambda entry: as_number(entry.get("time")) or 0.0)
     counts = Counter(str(entry["kind"]) for entry in entries)
     chips = [tag("span", join(_event_name(kind), f" {n:,}"), cls="chip") for kind, n in counts.items()]
-    shown: list[Markup] = [_event(entry) for entry in entries]
+    # Each save would hide what happened between them; the chip above counts them.
+    shown: list[Markup] = [_event(entry) for entry in entries if entry["kind"] != "saved"]
     if len(shown) > NUM_EVENTS:
         half, left_out = NUM_EVENTS // 2, len(shown) - NUM_EVENTS
         words = f"… {left_out:,}개 줄임 · {left_out:,} left out, all are in events.jsonl …"

@@ -1,4 +1,7 @@
-"""Held-out figures: before and after tuning as bars, beside baselines, and every evaluation in a table."""
+"""Held-out figures: before and after tuning as bars, beside baselines, and every evaluation in a table.
+
+Figures of documents and of answers never stand in one column: they are different measures of different texts.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ from typing import Any
 
 from launch.report_data import RunRecord, as_number
 from launch.report_html import Markup, both, card, section, table, tag
-from launch.report_summary import FIGURE_NAMES, SHARES, Change, changes, figure_label
+from launch.report_summary import FIGURE_NAMES, SHARES, Change, changes, figure_label, scored
 
 MAX_ROWS = 40
+_OF_DOCUMENTS = (
+    "보류된 문서의 모든 토큰. 튜닝한 모델의 답변 수치는 다른 척도라 여기 없습니다 · "
+    "all tokens of held-out documents; a tuned model's figures of answers are another measure, and not here."
+)
 
 
 def heldout_section(runs: Sequence[RunRecord], extra: Mapping[str, Any]) -> Markup:
@@ -29,7 +36,7 @@ def _comparison(runs: Sequence[RunRecord], known: Sequence[Change], extra: Mappi
     title = both("튜닝 전과 후", "Before and after tuning") if is_tuned else both("처음과 끝", "First and last")
     rows: list[Markup] = []
     for change in known:
-        rows += [tag("div", both(*FIGURE_NAMES[change.name])), _pair(change)]
+        rows += [tag("div", both(*FIGURE_NAMES[change.scored][change.name])), _pair(change)]
     answered = [line["num_answers"] for run in runs for line in run.evaluations if "num_answers" in line]
     num_rows = as_number((extra.get("after") or {}).get("num_rows", answered[-1] if answered else None))
     counted = f"검증 질문 {num_rows:,.0f}개 · {num_rows:,.0f} held-out instructions. " if num_rows else ""
@@ -53,12 +60,14 @@ def _bar(name: str, kind: str, value: float, scale: float) -> Markup:
 
 
 def _baselines(runs: Sequence[RunRecord], baselines: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """The last figures of each run beside those of other models on the same documents."""
-    entries = [(run.name, run.evaluations[-1]) for run in runs if run.evaluations] + list(baselines.items())
-    names = [name for name in FIGURE_NAMES if any(as_number(figures.get(name)) is not None for _, figures in entries)]
+    """The last figures of each run that scored documents, beside those of other models on the same documents."""
+    ours = [(run.name, run.evaluations[-1]) for run in runs if run.evaluations and scored(run) == "documents"]
+    entries, titles = ours + list(baselines.items()), FIGURE_NAMES["documents"]
+    names = [name for name in titles if any(as_number(figures.get(name)) is not None for _, figures in entries)]
     rows = [[label, *(_cell(name, figures.get(name)) for name in names)] for label, figures in entries]
-    head = ["모델 model", *(" ".join(FIGURE_NAMES[name]) for name in names)]
-    return card(tag("h3", both("비교", "Beside other models")), table(head, rows))
+    head = ["모델 model", *(" ".join(titles[name]) for name in names)]
+    title = both("문서에서 다른 모델과 비교", "Beside other models, on documents")
+    return card(tag("h3", title), table(head, rows), tag("p", _OF_DOCUMENTS, cls="hint"))
 
 
 def _cell(name: str, value: Any) -> str:
@@ -69,8 +78,10 @@ def _cell(name: str, value: Any) -> str:
 def _evaluations(run: RunRecord, *, is_alone: bool) -> Markup:
     """Every evaluation of a run; the middle of very many is left out and said."""
     lines = run.evaluations
-    names = [name for name in FIGURE_NAMES if any(name in line for line in lines)]
-    head = ["단계 step", *(" ".join(FIGURE_NAMES[name]) for name in names), "문서 documents", "초 seconds"]
+    titles = FIGURE_NAMES[scored(run)]
+    names = [name for name in titles if any(name in line for line in lines)]
+    counted = {"documents": "문서 documents", "answers": "지시 instructions"}[scored(run)]
+    head = ["단계 step", *(" ".join(titles[name]) for name in names), counted, "초 seconds"]
     shown = lines if len(lines) <= MAX_ROWS else [*lines[: MAX_ROWS // 2], *lines[-MAX_ROWS // 2 :]]
     rows = [
         [

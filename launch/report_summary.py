@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from launch.report_axes import value_label
 from launch.report_data import RunRecord, as_number, num_parameters
@@ -17,10 +17,14 @@ _ARCHITECTURES = {"llama": "Llama", "gpt_neox": "GPT-NeoX"}
 _OPTIMIZERS = {"paged_adamw_8bit": "paged 8-bit AdamW", "adamw_8bit": "8-bit AdamW"}
 
 
+Scored = Literal["documents", "answers"]
+
+
 class Change(NamedTuple):
-    """A held-out figure before and after; `before_is` says what before means."""
+    """A held-out figure of documents or of answers, before and after; `before_is` says what before means."""
 
     name: str
+    scored: Scored
     before: float | None
     after: float
     before_is: str
@@ -98,28 +102,46 @@ def status_chip(run: RunRecord) -> Markup:
 
 
 def changes(runs: Sequence[RunRecord], extra: Mapping[str, Any]) -> list[Change]:
-    """Held-out figures before and after: as given, else the first and last evaluation of the last run that has them."""
+    """Held-out figures before and after: as given, else the first and last evaluation of the last run that has them.
+
+    Both are of one run and so of one kind; what is given is of answers.
+    """
     given_before, given_after = extra.get("before") or {}, extra.get("after") or {}
     found = []
     for name in ("exact_match", "ended_share", "bits_per_byte", "loss"):
         before, after = as_number(given_before.get(name)), as_number(given_after.get(name))
         if after is not None:
-            found.append(Change(name, before, after, "튜닝 전 before"))
+            found.append(Change(name, "answers", before, after, "튜닝 전 before"))
             continue
-        series = [one for run in runs if (one := run.evaluated(name)).finite]
-        if series:
-            steps, values = series[-1].steps, series[-1].finite
-            where = "튜닝 전 before" if steps[0] == 0 else f"{steps[0]:,.0f}단계 step"
-            found.append(Change(name, values[0] if len(values) > 1 else None, values[-1], where))
+        telling = [run for run in runs if name in FIGURE_NAMES[scored(run)]]
+        known = [(run, one) for run in telling if (one := run.evaluated(name)).finite]
+        if known:
+            run, series = known[-1]
+            steps, values = series.steps, series.finite
+            where = "튜닝 전 before" if steps[0] == 0 and scored(run) == "answers" else f"{steps[0]:,.0f}단계 step"
+            found.append(Change(name, scored(run), values[0] if len(values) > 1 else None, values[-1], where))
     return found
 
 
-FIGURE_NAMES = {
-    "bits_per_byte": ("바이트당 비트", "bits per byte"),
-    "loss": ("검증 손실", "held-out loss"),
-    "exact_match": ("정확히 맞힘", "exact match"),
-    "ended_share": ("스스로 끝맺음", "ended by itself"),
+# The nats of an answer's tokens, its question given, are another measure than those of a whole text.
+FIGURE_NAMES: dict[Scored, dict[str, tuple[str, str]]] = {
+    "documents": {
+        "bits_per_byte": ("문서 바이트당 비트", "bits a byte of documents"),
+        "loss": ("문서 토큰당 손실", "nats a token of documents"),
+    },
+    "answers": {
+        "bits_per_byte": ("답변 바이트당 비트", "bits a byte of answers"),
+        "loss": ("답변 토큰당 손실", "nats a token of answers"),
+        "exact_match": ("정확히 맞힘", "exact match"),
+        "ended_share": ("스스로 끝맺음", "ended by itself"),
+    },
 }
+
+
+def scored(run: RunRecord) -> Scored:
+    """What the evaluations of a run score: answers to instructions, or whole documents."""
+    is_asked = any(name in line for name in SHARES for line in run.evaluations)
+    return "answers" if run.stage == "sft" or is_asked else "documents"
 
 
 def figure_label(name: str, value: float) -> str:
@@ -137,7 +159,8 @@ def big_numbers(runs: Sequence[RunRecord], extra: Mapping[str, Any]) -> Markup:
         before = None
         if change.before is not None:
             before = f"{change.before_is} {figure_label(change.name, change.before)}"
-        tiles.append(_tile(FIGURE_NAMES[change.name], *_split(figure_label(change.name, change.after)), before))
+        name = FIGURE_NAMES[change.scored][change.name]
+        tiles.append(_tile(name, *_split(figure_label(change.name, change.after)), before))
     tiles += [tile for tile in (_size(runs), _tokens(runs), _speed(runs[-1]), _time(runs), _memory(runs)) if tile]
     tiles = tiles[:MAX_BIG_NUMBERS]
     if not tiles:

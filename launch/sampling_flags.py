@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def sampling_of(arguments: argparse.Namespace) -> Sampling:
-    """How the next token is chosen; raises RunError for a value that can't be meant."""
+    """How the next token is chosen; raises RunError for a value that can't be meant, or that would change nothing."""
     from trainer.generate import Sampling
 
-    return Sampling(
+    sampling = Sampling(
         max_new_tokens=arguments.max_new_tokens,
         temperature=_number(arguments.temperature, "--temperature"),
         top_p=_number(arguments.top_p, "--top-p"),
@@ -21,6 +21,24 @@ def sampling_of(arguments: argparse.Namespace) -> Sampling:
         repetition_penalty=_number(arguments.repetition_penalty, "--repetition-penalty"),
         seed=arguments.seed,
     )
+    if sampling.temperature == 0:
+        _refuse_unread(sampling)
+    return sampling
+
+
+def _refuse_unread(sampling: Sampling) -> None:
+    """Greedy answers draw nothing, so that what narrows or seeds the draw has no effect."""
+    from trainer.errors import RunError
+    from trainer.generate import Sampling
+
+    for name in ("top_p", "top_k", "seed"):
+        value = getattr(sampling, name)
+        if value != getattr(Sampling(), name):
+            flag = "--" + name.replace("_", "-")
+            raise RunError(
+                f"{flag}: {value} was given, but at --temperature 0 (greedy) nothing is drawn; set --temperature above "
+                "0, such as 0.7, or leave it out"
+            )
 
 
 def _number(text: str, flag: str) -> float:

@@ -26,9 +26,14 @@ IN_FLIGHT_A_WORKER = 2  # one that runs and one that waits: no worker is idle, a
 
 
 class TaskError(StageError):
-    """A task that failed, by name. Tasks that were finished stay finished."""
+    """A task that failed, by name. Tasks that were finished stay finished.
 
-    exit_code = 1
+    `is_input`: what was given can't be used, as every other StageError says; else the machine failed, or dure did.
+    """
+
+    def __init__(self, message: str, *, is_input: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code = 2 if is_input else 1
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class _Outcome:
 
     message: str = ""
     is_explained: bool = True
+    is_input: bool = False
     trace: str = ""
 
 
@@ -61,6 +67,11 @@ def run_stage(stage: Stage, num_workers: int, *, label: str) -> Manifest:
                         pool, wave, label=label, max_in_flight=num_workers * IN_FLIGHT_A_WORKER, progress=progress
                     )
     return stage.finish()
+
+
+def run_task(stage: Stage, task: Task, *, label: str) -> None:
+    """Run one task in this process; raises TaskError where it fails."""
+    _check(task, _run(stage, task), label)
 
 
 def num_cores() -> int:
@@ -98,7 +109,7 @@ def _run(stage: Stage, task: Task) -> _Outcome:
         stage.run(task)
     except (StageError, DiskError) as error:
         text = error.strerror if isinstance(error, DiskError) else None
-        return _Outcome(text or str(error), trace=traceback.format_exc())
+        return _Outcome(text or str(error), is_input=isinstance(error, StageError), trace=traceback.format_exc())
     except Exception as error:
         return _Outcome(f"{type(error).__name__}: {error}", is_explained=False, trace=traceback.format_exc())
     return _Outcome()
@@ -111,7 +122,7 @@ def _check(task: Task, outcome: _Outcome, label: str) -> None:
     shown = outcome.trace if not outcome.is_explained or os.environ.get("DURE_TRACEBACK") == "1" else ""
     if outcome.is_explained and shown:
         shown = f"\n{shown}"
-    raise TaskError(f"{label}: task {task.name}: {outcome.message}{hint}{shown}".rstrip())
+    raise TaskError(f"{label}: task {task.name}: {outcome.message}{hint}{shown}".rstrip(), is_input=outcome.is_input)
 
 
 @contextlib.contextmanager

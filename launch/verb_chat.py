@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
+from data_pipeline.stage import StageError
 from launch.sampling_flags import sampling_of
 from trainer.errors import RunError
 
@@ -107,7 +108,7 @@ class Conversation:
             out.write("\n")
             _tell("(stopped; this turn is forgotten · 이 질문은 잊습니다)")
             self.turns.pop()
-        except RunError as error:
+        except (RunError, StageError) as error:  # too long, or what the template has no place for
             _tell(f"({error})")
             self.turns.pop()
         else:
@@ -124,10 +125,17 @@ class Conversation:
         out.write("\n")
         out.flush()
         seconds = time.perf_counter() - started
-        cut = num_tokens >= self._sampling.max_new_tokens
-        end = f"; cut at --max-new-tokens {self._sampling.max_new_tokens}" if cut else ""
+        end = self._cut(len(prompt), num_tokens)
         _tell(f"[{num_tokens:,} tokens, {seconds:.2f} s, {num_tokens / seconds:,.1f} tokens/s{end}]")
         return text
+
+    def _cut(self, num_asked: int, num_said: int) -> str:
+        """What ended an answer that did not end itself; "" of one that did."""
+        if num_said >= self._sampling.max_new_tokens:
+            return f"; cut at --max-new-tokens {self._sampling.max_new_tokens}"
+        positions = self._speaker.max_positions
+        is_full = positions is not None and num_asked + num_said >= positions
+        return f"; cut where the model's {positions:,} positions are full" if is_full else ""
 
     def _prompt(self) -> list[int]:
         """The ids of the turns; the oldest go, and that is said, where an answer would have no room."""

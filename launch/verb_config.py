@@ -15,10 +15,12 @@ _CLASSES = {
     "corpus": "data_pipeline.corpus.build:CorpusConfig",
     "tokenizer": "data_pipeline.tokenizer.train:TokenizerConfig",
     "shards": "data_pipeline.shards.build:ShardsConfig",
+    "pipeline": "launch.pipeline:PipelineConfig",
 }
 # The first kind one of whose keys stands in the file; each kind has a key that none before it has.
 _TELLING_KEYS = {
     "train": ("stage", "run", "model", "train", "engine", "data"),
+    "pipeline": ("links",),
     "corpus": ("inputs",),
     "shards": ("tokenizer",),
     "tokenizer": ("corpus",),

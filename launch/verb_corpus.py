@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline.config import load
 from data_pipeline.corpus.build import CorpusBuild, CorpusConfig
 from data_pipeline.corpus.inspect import inspect_path
-from data_pipeline.stage import Manifest
+from data_pipeline.stage import Manifest, read_manifest
 from launch.data_stage import Figure, run_verb
 
+MAX_NAMED = 5  # of the files that were lost
 _NEXT = {
     "document": "dure tokenizer train --corpus {output} --output DIR",
     "instruction": "dure shards build --corpus {output} --tokenizer DIR --template NAME --output DIR",
+}
+
+
+_TOLD_CHANGES = {
+    "last_question_cut": "cut: last question without an answer",
+    "original_text_instead": "sentences without text: original_text",
+    "long_text_cut": "long texts cut into several",
 }
 
 
@@ -22,13 +31,16 @@ def build(arguments: argparse.Namespace) -> int:
     """Files -> documents, or instructions."""
     config = load(arguments.config, arguments.overrides, CorpusConfig)
     next_command = _NEXT[config.record].format(output=config.output)
-    return run_verb(
+    code = run_verb(
         CorpusBuild(config),
         kind="corpus",
         num_workers=arguments.workers,
         figures=lambda manifest: list(_figures(manifest)),
         next_command=next_command,
     )
+    for line in _warnings(config.output, read_manifest(config.output, kind="corpus")):
+        print(line, file=sys.stderr)
+    return code
 
 
 def inspect(arguments: argparse.Namespace) -> int:
@@ -40,6 +52,20 @@ def inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _warnings(output: Path, manifest: Manifest) -> Iterator[str]:
+    """Which files could not be opened at all, the first few by name, and where every reject is told."""
+    if lost := manifest["lost"]:
+        archives = manifest["archives"]
+        yield (
+            f"warning: {archives['num_lost']:,} of {archives['num_found']:,} archives could not be opened "
+            "(압축 파일 손상); of what was lost:"
+        )
+        for reject in lost[:MAX_NAMED]:
+            yield f"  {reject['file']}: {reject['reason']}: {reject['error']}"
+    if num_rejected := sum(manifest["counts"]["rejected"].values()):
+        yield f"{num_rejected:,} rejected: {output / 'rejects'} names each, with its place and error"
+
+
 def _figures(manifest: Manifest) -> Iterator[Figure]:
     """What was kept, and everything that was not, by reason."""
     yield Figure(f"{manifest['record']}s", manifest["num_records"])
@@ -49,9 +75,12 @@ def _figures(manifest: Manifest) -> Iterator[Figure]:
         yield Figure(f"form: {form}", count)
     for dataset in manifest.get("hub", []):
         yield Figure(f"hf:{dataset['name']}@{dataset['revision']}", dataset["commit"])
+    for encoding, count in manifest["encodings"].items():
+        yield Figure(f"encoding: {encoding}", count)
     for fate in ("dropped", "rejected", "passed_over"):
         for reason, count in sorted(manifest["counts"][fate].items()):
             if count:
                 yield Figure(f"{fate.replace('_', ' ')}: {reason}", count)
-    if cut := manifest["counts"]["changed"].get("last_question_cut"):
-        yield Figure("cut: last question without an answer", cut)
+    for change, name in _TOLD_CHANGES.items():
+        if count := manifest["counts"]["changed"].get(change):
+            yield Figure(name, count)

@@ -26,6 +26,7 @@ def export(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         shards=Path(arguments.shards) if arguments.shards else None,
         accept_merge_error=arguments.accept_merge_error,
+        base_name=arguments.base_name,
     )
     output = Path(arguments.output)
     manifest = export_saved(find_saved(arguments.path), output, options)
@@ -34,6 +35,11 @@ def export(arguments: argparse.Namespace) -> int:
         print(f"  {entry['num_bytes']:>14,}  {entry['name']}")
     if "merge" in manifest:
         _tell_merge(manifest["merge"], dtype=manifest["dtype"])
+    if manifest["what"] == "adapter" and not manifest["base"]["is_loadable"]:
+        print(
+            "  LOOK (주의): adapter_config.json names the base by its path on this machine; before you pass the folder "
+            "on, export with --base-name NAME (its hub name), or --merge"
+        )
     print(f"next: fill in the fields of {output}/README.md; `dure chat {output}`; docs/export.md for other programs")
     return 0
 

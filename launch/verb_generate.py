@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,51 +24,105 @@ if TYPE_CHECKING:
 
 MADE_WITH_SUFFIX = ".made_with.json"
 BATCHES_A_WRITE = 4  # rows of like length share a batch among so many; a kill loses no more than these
+TOLD = ("model",)  # what the record keeps for people: the same weights may lie elsewhere meanwhile
 
 Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of a file as they were at the first look, read anew each time: memory holds a few of them."""
+
+    path: Path
+    num_rows: int
+    sha256: str
+    looked_at: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path) -> Source:
+        """Read every row once; raises RunError where one asks nothing, or where there is none."""
+        if not path.is_file():
+            raise RunError(f"--input: {path}: no such file; name a JSONL file of rows")
+        before = _stamp(path)
+        num_rows = sum(1 for _ in read_questions(path))
+        if not num_rows:
+            raise RunError(f"{path}: it holds no row; write one object a line")
+        source = cls(path, num_rows, disk.sha256_of(path), before)
+        source.check_unchanged()
+        return source
+
+    def rows(self, *, start: int) -> Iterator[QuestionRow]:
+        return itertools.islice(read_questions(self.path), start, None)
+
+    def check_unchanged(self) -> None:
+        if (now := _stamp(self.path)) != self.looked_at:
+            raise RunError(
+                f"{self.path}: was changed while it was read: {self.looked_at[0]:,} bytes, now {now[0]:,}; the answers "
+                "so far are of the old rows: restore the file to go on, or give another --output"
+            )
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    return (stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
 def generate(arguments: argparse.Namespace) -> int:
     """Answer what is not answered yet; the output has the rows in their order."""
     if not arguments.input:
         raise RunError("--input: no file given; name a JSONL file of rows")
-    source = Path(arguments.input)
-    output = Path(arguments.output) if arguments.output else source.with_suffix(".answers.jsonl")
-    questions, sampling = read_questions(source), sampling_of(arguments)
+    path = Path(arguments.input)
+    output = Path(arguments.output) if arguments.output else path.with_suffix(".answers.jsonl")
+    source, sampling = Source.of(path), sampling_of(arguments)
 
     import torch
 
-    from trainer.conversation import open_speaker
+    from trainer.output_lock import only_writer
     from trainer.quiet import quieten_libraries
     from trainer.saved import find_saved
 
     quieten_libraries(use_gpu=torch.cuda.is_available())
     saved = find_saved(arguments.path)
     made_with = _made_with(saved, source, sampling, arguments)
-    done = _continue_output(output, questions, made_with)
-    left = [question for question in questions if question.number not in done]
-    if not left:
-        print(f"{output}: all {len(questions):,} rows are answered already (이미 완료); nothing was done")
+    with only_writer(output):
+        return _continue(saved, source, output, made_with, sampling=sampling, arguments=arguments)
+
+
+def _continue(
+    saved: Saved, source: Source, output: Path, made_with: Line, *, sampling: Sampling, arguments: argparse.Namespace
+) -> int:
+    from trainer.conversation import open_speaker
+
+    done = _num_answered(output, made_with)
+    if done >= source.num_rows:
+        print(f"{output}: all {source.num_rows:,} rows are answered already (이미 완료); nothing was done")
         return 0
     if done:
-        print(f"{output}: {len(done):,} of {len(questions):,} rows are answered; going on (이어서)")
+        print(f"{output}: {done:,} of {source.num_rows:,} rows are answered; going on (이어서)")
     speaker = open_speaker(saved, template=arguments.template, quantize=arguments.quantize)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    check_prompts(speaker, source, start=done)
     disk.write_json(_beside(output), made_with)
-    figures = _answer(speaker, left, output, sampling=sampling, batch_size=arguments.batch)
-    print(f"{output}: {len(left):,} rows answered (완료), {figures}")
+    figures = _answer(speaker, source, output, start=done, sampling=sampling, batch_size=arguments.batch)
+    print(f"{output}: {source.num_rows - done:,} rows answered (완료), {figures}")
     return 0
 
 
-def _made_with(saved: Saved, source: Path, sampling: Sampling, arguments: argparse.Namespace) -> Line:
-    """What decides the answers; a file is gone on with only where all of it is equal."""
+def _made_with(saved: Saved, source: Source, sampling: Sampling, arguments: argparse.Namespace) -> Line:
+    """What decides the answers; a file is gone on with only where all of it but `TOLD` is equal."""
+    from trainer.conversation import choose_template
+    from trainer.saved import open_tokenizer, usual_dtype, weights_sha256
+
+    template = choose_template(saved, arguments.template)
     return {
         "model": str(saved.checkpoint or saved.path),
         "step": saved.step,
-        "template": arguments.template or "its own",
+        "weights_sha256": weights_sha256(saved),
+        "tokenizer": open_tokenizer(saved).fingerprint,
+        "template": {"name": template.name, "sha256": template.sha256} if template else "none",
         "quantize": arguments.quantize or "as trained",
+        "dtype": usual_dtype(saved),
         "sampling": vars(sampling).copy(),
-        "input_sha256": disk.sha256_of(source),
+        "input_sha256": source.sha256,
     }
 
 
@@ -74,59 +130,97 @@ def _beside(output: Path) -> Path:
     return output.with_name(output.name + MADE_WITH_SUFFIX)
 
 
-def _continue_output(output: Path, questions: Sequence[QuestionRow], made_with: Line) -> set[int]:
-    """The numbers of the rows that a file answers already; a last line that a kill tore is cut off.
+def _num_answered(output: Path, made_with: Line) -> int:
+    """How many rows a file answers already, from the first on; a last line that a kill tore is cut off.
 
     Raises:
-        RunError: the file is not of these questions, or was made in another way.
+        RunError: the file was made in another way, or its lines are not in order.
     """
     from trainer.run_folder import read_lines, repair_lines
 
     if not output.exists():
-        return set()
+        return 0
     if not _beside(output).is_file():
         raise RunError(f"{output}: exists already, and `dure generate` did not write it; give another --output")
     before = json.loads(_beside(output).read_text(encoding="utf-8"))
     for key, value in made_with.items():
-        if before.get(key) != value:
+        if key not in TOLD and before.get(key) != value:
+            named = f"name {before.get('model')} " if key in ("step", "weights_sha256") else "ask as before "
             raise RunError(
                 f"{output}: its answers were made with {key} {before.get(key)!r}, this call has {value!r}; "
-                "ask as before to go on with it, or give another --output"
+                f"{named}to go on with it, or give another --output"
             )
     repair_lines(output)
-    done = {int(line["row"]) for line in read_lines(output)}
-    assert done <= {question.number for question in questions}, "the input has the same hash"
+    done = 0
+    for done, line in enumerate(read_lines(output), start=1):
+        if line.get("row") != done - 1:
+            raise RunError(
+                f"{output}: answer {done:,} is of row {line.get('row')}, not of row {done - 1}; the file was changed "
+                "after it was written: restore it, or give another --output"
+            )
     return done
 
 
-def _answer(speaker: Speaker, left: Sequence[QuestionRow], output: Path, *, sampling: Sampling, batch_size: int) -> str:
+def check_prompts(speaker: Speaker, source: Source, *, start: int) -> None:
+    """Refuse a row that could not be answered, before the first is.
+
+    Raises:
+        RunError: the first prompt that the template refuses, that has no token, or that leaves no room for an answer.
+    """
     from tqdm import tqdm
 
-    started, num_tokens, num_ended = time.perf_counter(), 0, 0
-    prompts = [speaker.prompt_ids(question.messages) for question in left]
-    with tqdm(total=len(left), desc="generate", unit="row", disable=None) as bar:
-        for some in _in_turn(range(len(left)), batch_size * BATCHES_A_WRITE):
+    limit = speaker.max_positions
+    first, num_too_long = "", 0
+    rows = source.rows(start=start)
+    for question in tqdm(rows, desc="check", unit="row", total=source.num_rows - start, disable=None):
+        length = len(_prompt(speaker, source, question))
+        if length == 0:
+            raise RunError(f"{source.path}: row {question.number}: its prompt has no token; give it a text")
+        if limit is not None and length >= limit:
+            num_too_long += 1
+            first = first or (
+                f"{source.path}: row {question.number}: its prompt has {length:,} tokens, but the model has "
+                f"{limit:,} positions"
+            )
+    if num_too_long:
+        others = f" ({num_too_long:,} rows are too long)" if num_too_long > 1 else ""
+        raise RunError(f"{first}{others}; shorten such rows, or leave them out; no row was answered by this call")
+
+
+def _prompt(speaker: Speaker, source: Source, question: QuestionRow) -> list[int]:
+    from data_pipeline.stage import StageError
+
+    try:
+        return speaker.prompt_ids(question.messages)
+    except StageError as error:
+        raise RunError(f"{source.path}: row {question.number}: {error}") from None
+
+
+def _answer(speaker: Speaker, source: Source, output: Path, *, start: int, sampling: Sampling, batch_size: int) -> str:
+    from tqdm import tqdm
+
+    started, num_tokens, num_ended, num_rows = time.perf_counter(), 0, 0, source.num_rows - start
+    rows = source.rows(start=start)
+    with tqdm(total=num_rows, desc="generate", unit="row", disable=None) as bar:
+        while some := list(itertools.islice(rows, batch_size * BATCHES_A_WRITE)):
+            source.check_unchanged()
             answers = speaker.answers(
-                [prompts[place] for place in some],
+                [_prompt(speaker, source, question) for question in some],
                 sampling=sampling,
                 batch_size=batch_size,
-                rows=[left[place].number for place in some],
+                rows=[question.number for question in some],
             )
             lines = []
-            for place, answer in zip(some, answers, strict=True):
+            for question, answer in zip(some, answers, strict=True):
                 num_tokens, num_ended = num_tokens + len(answer.ids), num_ended + answer.ended
-                lines.append(_line(left[place], speaker.text_of(answer.ids), ended=answer.ended, num=len(answer.ids)))
+                lines.append(_line(question, speaker.text_of(answer.ids), ended=answer.ended, num=len(answer.ids)))
             _append(output, lines)
             bar.update(len(some))
     seconds = time.perf_counter() - started
     return (
         f"{num_tokens:,} tokens in {seconds:.1f} s, {num_tokens / seconds:,.1f} tokens/s; "
-        f"{num_ended / len(left):.1%} ended with EOS"
+        f"{num_ended / num_rows:.1%} ended with EOS"
     )
-
-
-def _in_turn(places: range, size: int) -> Iterator[range]:
-    return (places[start : start + size] for start in range(0, len(places), size))
 
 
 def _line(question: QuestionRow, text: str, *, ended: bool, num: int) -> Line:

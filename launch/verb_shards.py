@@ -42,8 +42,12 @@ def verify(arguments: argparse.Namespace) -> int:
     faults = faults_of(Path(arguments.path))
     for fault in faults:
         print(fault, file=sys.stderr)
-    print(f"{arguments.path}: {f'{len(faults):,} faults (손상됨)' if faults else 'sound (정상)'}")
+    print(f"{arguments.path}: {_verdict(len(faults))}")
     return 1 if faults else 0
+
+
+def _verdict(num_faults: int) -> str:
+    return f"{num_faults:,} fault{'s' * (num_faults != 1)} (손상됨)" if num_faults else "sound (정상)"
 
 
 def inspect(arguments: argparse.Namespace) -> int:

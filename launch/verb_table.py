@@ -51,7 +51,7 @@ class Verb(NamedTuple):
 
     @property
     def takes_several(self) -> bool:
-        return self.positional.endswith("…")
+        return self.positional.rstrip("]").endswith("…")
 
     @property
     def usage(self) -> str:
@@ -182,6 +182,15 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 (
                     Flag("--gpus", "N", "one rank on each of N GPUs", minimum=1),
                     Flag("--cpu-ranks", "N", "N ranks on the CPU", minimum=1, excludes="--gpus"),
+                    Flag(
+                        "--ledger", "", "write down which rows each rank trains on in each step", key="logging.ledger"
+                    ),
+                    Flag(
+                        "--debug",
+                        "",
+                        "a try on one device: few steps, a small model, its first batch, everything watched",
+                    ),
+                    Flag("--profile", "", "with --debug: a torch.profiler trace of some steps"),
                 ),
                 more="Exit code 85: a signal stopped it, and everything is saved; the same command goes on.",
             ),
@@ -190,7 +199,15 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 "loss and bits per byte of a run, a checkpoint or a model folder over held-out documents (평가)",
                 "launch.verb_evaluate:evaluate",
                 "RUN|MODEL",
-                (Flag("--shards", "DIR", "other shards than those of the run"),),
+                (
+                    Flag("--shards", "DIR", "other shards than those of the run"),
+                    Flag(
+                        "--dtype",
+                        "TYPE",
+                        "to compute in (default: the run's on a GPU, fp32 on a CPU)",
+                        choices=("fp32", "bf16", "fp16"),
+                    ),
+                ),
             ),
             Verb(
                 "chat",
@@ -222,6 +239,7 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                     Flag("--dtype", "TYPE", "of the weights (default: of training)", choices=("fp32", "bf16", "fp16")),
                     Flag("--shards", "DIR", "whose held-out rows measure a merge (default: those of the run)"),
                     Flag("--accept-merge-error", "", "write a merged model beyond the limits too"),
+                    Flag("--base-name", "NAME", "what to call the base for others, such as its hub name"),
                 ),
             ),
             Verb(
@@ -234,6 +252,92 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
         ),
     ),
     (
+        "Cluster and runs (클러스터)",
+        (
+            Verb(
+                "submit",
+                "the run that a config describes, or a pipeline of stages, as a job of a SLURM cluster (작업 제출)",
+                "launch.verb_submit:submit",
+                "[CONFIG]",
+                (
+                    Flag("--cluster", "FILE", "the cluster profile, such as slurm/clusters/a100-modules.yaml"),
+                    Flag("--nodes", "N", "another number of nodes than the profile's", minimum=1),
+                    Flag("--pipeline", "FILE", "a list of stages instead of one run, each after the one before"),
+                    Flag("--dry-run", "", "print the sbatch script; write and submit nothing"),
+                ),
+                more="The script and the resolved profile stay in RUN/submit/, the job's number in RUN/jobs.jsonl.",
+            ),
+            Verb(
+                "status",
+                "what the runs here and their jobs are doing: state, step, loss, speed, and why one waits (상태)",
+                "launch.verb_status:status",
+                "[RUN…]",
+                (Flag("--json", "", "for a program: an array with one object a run"),),
+            ),
+            Verb(
+                "logs",
+                "what a run printed, by its last start; to its end with -f (출력)",
+                "launch.verb_logs:logs",
+                "RUN",
+                (
+                    Flag("-f", "", "go on with what comes, until the run ends"),
+                    Flag("--rank", "N", "what this rank printed (default: what the console showed)", minimum=0),
+                    Flag("--lines", "N", "the last so many lines; 0: all of them", minimum=0, default=200),
+                ),
+            ),
+            Verb(
+                "cancel",
+                "stop a run with a save, wherever it runs, and keep its job out of the queue (취소)",
+                "launch.verb_cancel:cancel",
+                "RUN",
+                (Flag("--now", "", "at once, without a save: the last complete checkpoint stands"),),
+                more="The same command, or `dure submit`, goes on from the step that stands.",
+            ),
+            Verb(
+                "watch",
+                "a live view of runs: loss, throughput, memory, ranks, events; one frame through a pipe (지켜보기)",
+                "launch.verb_watch:watch",
+                "[RUN…]",
+                more="Ctrl-C leaves the view; the run goes on.",
+            ),
+            Verb(
+                "doctor",
+                "what this machine has for training, whether it fits together, and what to do where it does not (점검)",
+                "launch.doctor:doctor",
+                flags=(Flag("--json", "", "for a program: one object with all findings"),),
+            ),
+            Verb(
+                "checkpoint list",
+                "what a run has saved: step, ranks, engine, size; which is the newest and the best (체크포인트)",
+                "launch.verb_checkpoint:list_",
+                "RUN|CHECKPOINT",
+            ),
+            Verb(
+                "checkpoint verify",
+                "every file of a run's checkpoints, or of one, against its hash; 1 if one is not as it was saved",
+                "launch.verb_checkpoint:verify",
+                "RUN|CHECKPOINT",
+            ),
+            Verb(
+                "checkpoint prune",
+                "remove all but the last checkpoints and the best one",
+                "launch.verb_checkpoint:prune",
+                "RUN",
+                (
+                    Flag("--keep", "N", "how many of the last (default: checkpoint.keep_last of the run)", minimum=1),
+                    Flag("--damaged", "", "those too that a start has set aside as damaged"),
+                ),
+            ),
+            Verb(
+                "checkpoint reshape",
+                "cut a ZeRO checkpoint for another number of ranks beforehand; a start does it by itself (재분할)",
+                "launch.verb_checkpoint:reshape",
+                "RUN|CHECKPOINT",
+                (Flag("--ranks", "N", "how many ranks are to go on from it", minimum=1),),
+            ),
+        ),
+    ),
+    (
         "Configs (설정)",
         (
             Verb(
@@ -241,7 +345,7 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 "the resolved tree of a config file, defaults included, as YAML",
                 "launch.verb_config:show",
                 "CONFIG",
-                (Flag("--kind", "KIND", "train, corpus, tokenizer or shards (default: by the keys of the file)"),),
+                (Flag("--kind", "KIND", "train, corpus, tokenizer, shards or pipeline (default: by the file's keys)"),),
             ),
         ),
     ),

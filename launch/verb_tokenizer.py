@@ -34,5 +34,15 @@ def _figures(folder: Path, manifest: Manifest) -> Iterator[Figure]:
     yield Figure("fingerprint", manifest["tokenizer_fingerprint"][:16])
     yield Figure("training documents", card["training"]["num_documents"])
     yield Figure("training bytes", card["training"]["num_bytes"])
-    for name in ("bytes_per_token", "chars_per_token", "unk_rate", "round_trip_rate"):
+    for name in ("bytes_per_token", "chars_per_token", "unk_rate", "round_trip_rate", "lost_character_rate"):
         yield Figure(name.replace("_", " "), round(sample[name], 4))
+    yield from _hostile(card["hostile"])
+
+
+def _hostile(measures: dict[str, dict[str, Any]]) -> Iterator[Figure]:
+    """What of the texts that tokenizers get wrong does not come back, a line each; one line where all of it does."""
+    faulty = {name: figures for name, figures in measures.items() if figures["num_exact"] < figures["num_texts"]}
+    yield Figure("hostile texts exact", f"{len(measures) - len(faulty)} of {len(measures)}")
+    for name, figures in faulty.items():
+        lost = f"{figures['unk_rate']:.1%} unknown, {figures['lost_character_rate']:.1%} lost"
+        yield Figure(f"hostile: {name}", lost)

@@ -129,7 +129,7 @@ def _ask(run: Run, questions: Sequence[Question], *, stop_requested: Callable[[]
         run.engine.module,
         [question.prompt for question in questions],
         eos_ids=[rows.eos_id],
-        pad_id=rows.pad_id,
+        pad_id=run.vocabulary.pad_id,
         sampling=Sampling(max_new_tokens=config.max_new_tokens),
         batch_size=config.micro_batch_sequences,
         device=run.ranks.device,

@@ -1,27 +1,29 @@
 """Which model a run continues from: a run's newest checkpoint, a folder or a hub name, pinned at the first start.
 
-A base that is a run is exported once beside its checkpoints; `base.json` in the run folder keeps which step that was,
-so that a base that trains on does not move under a run that is resumed.
+A base that is a run is exported once beside its checkpoints; `base.json` in the run folder keeps which step that was
+and its hash, so that a base that trains on does not move under a run that is resumed. An export that was removed is
+made again from that step.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline import disk
-from trainer import checkpoint
+from trainer.checkpoint_marker import read_marker
 from trainer.config import TrainConfig
 from trainer.errors import RunError
+from trainer.locate import DEFAULT_ROOT, locate
 from trainer.model_config import ModelConfig
 from trainer.ranks import Ranks
-from trainer.run_folder import BASE_NAME, CHECKPOINTS_NAME, CONFIG_NAME, has_begun
+from trainer.run_folder import BASE_NAME, CHECKPOINTS_NAME, has_begun
 
 EXPORT_NAME = "export"
-DEFAULT_ROOT = Path("runs")
 
 # What the cheap hash reads of each weight file: its safetensors header, and so many samples of so many bytes.
 NUM_SAMPLES, SAMPLE_BYTES, MAX_HEADER_BYTES = 64, 4096, 1 << 20
@@ -42,13 +44,16 @@ class BaseIdentity:
 def pin_base(config: TrainConfig, run_folder: Path, ranks: Ranks) -> TrainConfig:
     """`config` with `model.from` as a folder or hub name that can be loaded; a run is exported first (rank 0).
 
+    A run is found by its path, or by its name in `run.folder` or under runs/.
+
     Raises:
-        RunError: a run without a complete checkpoint.
+        RunError: a run without a complete checkpoint, or a checkpoint that is not the one that was pinned.
     """
     asked = config.model.source
     if asked is None:
         return config
-    pinned = ranks.on_main(lambda: _pin(asked, run_folder))
+    roots = (Path(config.run.folder), DEFAULT_ROOT)
+    pinned = ranks.on_main(lambda: _pin(asked, run_folder, roots=roots))
     return with_source(config, pinned)
 
 
@@ -64,6 +69,34 @@ def pinned_source(config: TrainConfig, run_folder: Path) -> str | None:
     return str(told["path"]) if told.get("from") == asked and told else asked
 
 
+def restore_base(folder: Path) -> None:
+    """Make the export that a run's `base.json` in `folder` names, where somebody removed it; else change nothing.
+
+    Raises:
+        RunError: the checkpoint that it was made of is gone, or is another one by its hash.
+    """
+    told = _read(folder)
+    path = Path(str(told.get("path", "")))
+    if not told or path.is_dir() or path.parent.name != EXPORT_NAME:
+        return
+    # Files of before knew the checkpoint by the export's place alone.
+    made_of = Path(told.get("checkpoint") or path.parents[1] / CHECKPOINTS_NAME / path.name)
+    marker, fault = read_marker(made_of)
+    if fault:
+        raise RunError(
+            f"model.from: {path}, which this run began on, was removed, and can't be made again: {fault}; restore the "
+            "export or its checkpoint, or give a new run.name to begin on another"
+        )
+    found = str(marker["sha256"])
+    pinned = str(told.get("checkpoint_sha256", found))
+    if pinned != found:
+        raise RunError(
+            f"model.from: {path}, which this run began on, was removed, and {made_of} is another one now: this run "
+            f"pinned {pinned[:12]}…, its COMPLETE says {found[:12]}…; restore the old one, or give a new run.name"
+        )
+    _export_once(made_of, path, asked=str(told["from"]))
+
+
 def _read(run_folder: Path) -> dict[str, Any]:
     try:
         told: dict[str, Any] = json.loads((run_folder / BASE_NAME).read_text(encoding="utf-8"))
@@ -72,40 +105,37 @@ def _read(run_folder: Path) -> dict[str, Any]:
     return told
 
 
-def _pin(asked: str, run_folder: Path) -> str:
+def _pin(asked: str, run_folder: Path, *, roots: Sequence[Path]) -> str:
     told = _read(run_folder)
     if told.get("from") == asked and has_begun(run_folder):
+        restore_base(run_folder)
         return str(told["path"])
-    path = _exported(asked)
-    disk.write_json(run_folder / BASE_NAME, {"from": asked, "path": path})
-    return path
+    pinned = {"from": asked, **_pinned(asked, run_folder, roots=roots)}
+    disk.write_json(run_folder / BASE_NAME, pinned)
+    return pinned["path"]
 
 
-def _exported(asked: str) -> str:
+def _pinned(asked: str, run_folder: Path, *, roots: Sequence[Path]) -> dict[str, str]:
     """The model folder of a run or of one of its checkpoints, made now where it is missing; else `asked` itself."""
-    found = _find_checkpoint(asked)
+    place = locate(asked, roots=roots, besides=run_folder)
+    if place is None or place.kind == "model":
+        return {"path": asked}
+    found = place.checkpoint
     if found is None:
-        return asked
-    output = found.parents[1] / EXPORT_NAME / found.name
+        raise RunError(f"model.from: {place.path} is a run without a complete checkpoint yet; train it first")
+    output = (place.run_folder or found.resolve().parent) / EXPORT_NAME / found.name
+    _export_once(found, output, asked=asked)
+    return {"path": str(output), "checkpoint": str(found), "checkpoint_sha256": read_marker(found)[0]["sha256"]}
+
+
+def _export_once(found: Path, output: Path, *, asked: str) -> None:
+    """All weights of a checkpoint in `output`; an export of the same lies there, or is made. Another one is refused."""
+    from trainer.export import export_full
+
     with disk.locked(output.parent / ".lock"):  # two runs may begin on one base at once
         if not output.is_dir():
-            from trainer.export import export_full
-
             print(f"model.from: {asked} is a run: its {found.name} is exported to {output}, once", flush=True)
-            export_full(found, output)
-    return str(output)
-
-
-def _find_checkpoint(asked: str) -> Path | None:
-    for path in (Path(asked), DEFAULT_ROOT / asked):
-        if (path / checkpoint.COMPLETE_NAME).is_file():
-            return path
-        if (path / CONFIG_NAME).is_file():
-            complete = checkpoint.find_complete(path / CHECKPOINTS_NAME)
-            if not complete:
-                raise RunError(f"model.from: {path} is a run without a complete checkpoint yet; train it first")
-            return complete[0]
-    return None
+        export_full(found, output)
 
 
 def identify(model: ModelConfig) -> BaseIdentity:

@@ -68,8 +68,9 @@ def card(
         _use(facts, base),
         _table("수치 · Figures", told),
         _merge(facts),
-        _base(base),
+        _base(facts, base),
         _data(data),
+        _table("토크나이저 · Tokenizer", _tokenizer(facts)),
         _template(facts),
         _table("학습 · Training", [(name, f"{value}") for name, value in training.items()]),
         _licence(data, base),
@@ -78,13 +79,13 @@ def card(
 
 
 def _front_matter(facts: Mapping[str, Any], base: BaseFacts | None) -> Lines:
-    """What hubs read. `license: other` until somebody decides."""
+    """What hubs read. `license: other` until somebody decides; a base that has no name there is named below alone."""
     return [
         "---",
         "language: ko",
         "license: other",
         f"license_name: {UNDECIDED}",
-        *([f"base_model: {_quoted(base.name)}"] if base else []),
+        *([f"base_model: {_quoted(base.name)}"] if base and base.is_loadable else []),
         f"library_name: {'peft' if facts['what'] == 'adapter' else 'transformers'}",
         "pipeline_tag: text-generation",
         "tags: [dure, korean]",
@@ -111,11 +112,13 @@ def _use(facts: Mapping[str, Any], base: BaseFacts | None) -> Lines:
     if facts["what"] == "adapter":
         assert base is not None
         revision = f", revision={_quoted(base.revision)}" if base.revision else ""
+        source = _quoted(base.name) if base.is_loadable else "base_folder"
         lines += [
             "from peft import PeftModel",
             "",
             'folder = "."  # 이 폴더 · this folder',
-            f"base = AutoModelForCausalLM.from_pretrained({_quoted(base.name)}{revision})",
+            *([] if base.is_loadable else ['base_folder = "…"  # 기반 모델의 폴더 · the folder of the base']),
+            f"base = AutoModelForCausalLM.from_pretrained({source}{revision})",
             "model = PeftModel.from_pretrained(base, folder)",
         ]
     else:
@@ -169,17 +172,44 @@ def _merge(facts: Mapping[str, Any]) -> Lines:
     return [*_table(title, rows), "", note, *(["", accepted] if merge["is_accepted"] else [])]
 
 
-def _base(base: BaseFacts | None) -> Lines:
+def _base(facts: Mapping[str, Any], base: BaseFacts | None) -> Lines:
     if base is None:
         return []
     revision = f" @ `{base.revision}`" if base.revision else ""
+    step = f", step {base.step:,}" if base.step is not None else ""
+    sha256 = f", dure sha256 `{base.sha256}`" if base.sha256 else ""
+    lines = ["## 기반 모델 · Base", "", f"`{base.name}`{revision}{step}{sha256}"]
+    if facts["what"] == "adapter" and not base.is_loadable:
+        lines += [
+            "",
+            "기반 모델이 허브에 없습니다. 받는 사람은 `adapter_config.json`의 `base_model_name_or_path`에 기반 모델의 "
+            "폴더나 허브 이름을 적어야 합니다.",
+            "",
+            "The base has no name on a hub: whoever gets this folder sets `base_model_name_or_path` in "
+            "`adapter_config.json` to where the base is.",
+        ]
+    return [*lines, "", f"기반 모델의 라이선스 · licence of the base: {base.license or FILL_IN}"]
+
+
+def _tokenizer(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Its figures; of a tokenizer that brings no card.json no more than its size."""
+    rows = [("어휘 · vocabulary", f"{facts['vocab_size']:,}"), ("지문 · fingerprint", _short(facts))]
+    measured = facts.get("tokenizer")
+    if not measured:
+        return rows
+    sample, training = measured["corpus_sample"], measured["training"]
     return [
-        "## 기반 모델 · Base",
-        "",
-        f"`{base.name}`{revision}",
-        "",
-        f"기반 모델의 라이선스 · licence of the base: {base.license or FILL_IN}",
+        ("종류 · kind", f"{measured['kind']}, {measured['normalizer']}"),
+        *rows,
+        ("학습한 글 · trained on", f"{training['num_documents']:,} 문서 · documents, {training['num_bytes']:,} bytes"),
+        ("토큰당 글자 · characters a token", f"{sample['chars_per_token']:.3f}"),
+        ("토큰당 바이트 · bytes a token", f"{sample['bytes_per_token']:.3f}"),
+        ("미등록 · unknown", f"{sample['unk_rate']:.3%}"),
     ]
+
+
+def _short(facts: Mapping[str, Any]) -> str:
+    return f"`{facts['tokenizer_fingerprint'][:16]}…`"
 
 
 def _data(data: Sequence[DataFacts]) -> Lines:
@@ -192,7 +222,8 @@ def _data(data: Sequence[DataFacts]) -> Lines:
     for training in data:
         stage = _STAGES.get(training.stage, training.stage)
         for source, count in training.sources.items():
-            lines.append(f"| {stage} | `{source}` | {count:,} | {_licence_of(source)} |")
+            named = source.replace("|", "\\|").replace("`", "'").replace("\n", " ")
+            lines.append(f"| {stage} | `{named}` | {count:,} | {_licence_of(source)} |")
         if not training.is_known:
             lines.append(f"| {stage} | `{training.shards}` (샤드 없음 · shards not found) | ? | {FILL_IN} |")
     if not data:

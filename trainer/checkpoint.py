@@ -1,7 +1,8 @@
 """Checkpoints that are whole or invisible (law 9): save, commit, find, verify, choose, prune.
 
-    checkpoints/step-00001000/    model, optimizer (the engine's files), state.json, config.yaml ...
-                     COMPLETE     names every file with its size and hash; written last
+    checkpoints/step-00001000/            model, optimizer (the engine's files), state.json, config.yaml ...
+                     COMPLETE             names every file with its size and hash; written last
+                step-00001000-ranks-4/    the same step, cut anew for so many ranks (`dure checkpoint reshape`)
 
 A folder without COMPLETE is unfinished work. Nothing is loaded from a folder that was not verified. What the engine's
 files mean is not known here.
@@ -11,7 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import shutil
+import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +32,7 @@ from trainer.checkpoint_marker import (
     CheckpointError,
     find_complete,
     marker_text,
+    reshaped_for,
     step_folders,
     step_name,
     step_of,
@@ -96,13 +101,26 @@ def save(
         CheckpointError: some rank failed. Nothing is committed, the checkpoint before stands.
     """
     folder = checkpoints / step_name(step)
+    write(folder, state=state, write_engine=write_engine, extra_files=extra_files, ranks=ranks)
+    return folder
+
+
+def write(
+    folder: Path,
+    *,
+    state: Mapping[str, Any],
+    write_engine: WriteEngine,
+    extra_files: Mapping[str, bytes],
+    ranks: Ranks,
+) -> None:
+    """`save` under the name of `folder`, which says the step."""
     if _is_sound(folder, ranks):
-        return folder
+        return
     attempt = _Attempt(folder, ranks)
     attempt.phase(lambda: _make_empty(folder) if ranks.is_main else [])
     records = attempt.phase(lambda: write_engine(folder))
+    step = step_of(folder)
     attempt.phase(lambda: _commit(folder, step, records, state, extra_files) if ranks.is_main else [])
-    return folder
 
 
 def _is_sound(folder: Path, ranks: Ranks) -> bool:
@@ -190,12 +208,16 @@ def _check_written(folder: Path, files: list[FileRecord]) -> None:
 def choose(checkpoints: Path, ranks: Ranks) -> Chosen:
     """The newest checkpoint that is sound to the last byte; every rank calls it and gets the same.
 
-    Newer damaged ones are set aside under another name, unfinished ones are removed.
+    Of one step, that which was cut for as many ranks comes first, then what the run saved. Newer damaged ones are set
+    aside under another name, unfinished ones are removed.
 
     Raises:
-        CheckpointError: there are checkpoints, but none is sound: training from scratch must be a person's decision.
+        CheckpointError: there are checkpoints, but none is sound: training from scratch must be a person's decision;
+            or a node has another folder of this name.
     """
+    check_shared(checkpoints, ranks)
     marked = [folder for folder in step_folders(checkpoints) if (folder / COMPLETE_NAME).exists()]
+    marked.sort(key=lambda folder: (-step_of(folder), reshaped_for(folder) != ranks.world_size))
     marked = ranks.broadcast_object(marked)
     damaged: dict[Path, list[str]] = {}
     chosen = None
@@ -213,6 +235,49 @@ def choose(checkpoints: Path, ranks: Ranks) -> Chosen:
         )
     ranks.on_main(lambda: _tidy(checkpoints, damaged=list(damaged)))
     return Chosen(path=chosen, damaged=lines)
+
+
+def check_shared(folder: Path, ranks: Ranks, *, patience_seconds: float = 60.0) -> None:
+    """Refuse nodes that have folders of one name, but not one folder: each would read other files than were saved.
+
+    DeepSpeed goes on with wrong weights there (its issue 7601). A shared file system may show a new file late, so that
+    it is looked for until `patience_seconds` are over.
+
+    Raises:
+        CheckpointError: what rank 0 writes into `folder` is not seen by every rank.
+    """
+    if ranks.world_size == 1:
+        return
+    name: str = ranks.on_main(lambda: _leave_mark(folder))
+    outcomes = ranks.gather_objects((socket.gethostname(), _appears(folder / name, patience_seconds)))
+    if ranks.is_main:
+        (folder / name).unlink(missing_ok=True)
+    blind = [f"rank {rank} on {host}" for rank, (host, sees) in enumerate(outcomes) if not sees]
+    if blind:
+        others = f" and {len(blind) - 8:,} more" if len(blind) > 8 else ""
+        raise CheckpointError(
+            f"{folder}: {', '.join(blind[:8])}{others} cannot see what rank 0 on {outcomes[0][0]} wrote there "
+            f"{patience_seconds:.0f} s ago; put run.folder on a file system that all nodes share (공유 파일 시스템)",
+            told_by_main=not ranks.is_main,
+        )
+
+
+def _leave_mark(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(".shared-*"):
+        old.unlink(missing_ok=True)
+    name = f".shared-{secrets.token_hex(8)}"
+    (folder / name).touch()
+    return name
+
+
+def _appears(path: Path, patience_seconds: float) -> bool:
+    deadline = time.monotonic() + patience_seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _tidy(checkpoints: Path, *, damaged: list[Path]) -> None:
@@ -236,13 +301,14 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def prune(checkpoints: Path, *, keep_last: int, best: int | None) -> list[str]:
-    """Remove all but the last `keep_last` checkpoints and that of step `best`, oldest first.
+    """Remove all but the checkpoints of the last `keep_last` steps and of step `best`, oldest first.
 
     Returns a line for each that could not be removed: that is no reason to end a run.
     """
-    kept_back = []
-    for folder in reversed(find_complete(checkpoints)[keep_last:]):
-        if step_of(folder) == best:
+    complete, kept_back = find_complete(checkpoints), []
+    kept = {*sorted({step_of(folder) for folder in complete}, reverse=True)[:keep_last], best}
+    for folder in reversed(complete):
+        if step_of(folder) in kept:
             continue
         try:
             disk.remove_tree(folder)

@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 # What torch, safetensors and DeepSpeed load; one that COMPLETE does not name is never let through.
 LOADED_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".pkl", ".ckpt", ".safetensors"})
 
-_STEP_NAME = re.compile(r"step-(\d{8,})")
+_STEP_NAME = re.compile(r"step-(\d{8,})(?:-ranks-(\d+))?")
 
 Marker = dict[str, Any]
 
@@ -36,6 +36,17 @@ class CheckpointError(RunError):
 def step_name(step: int) -> str:
     """The folder's name; as text it sorts like the step."""
     return f"step-{step:08d}"
+
+
+def reshaped_name(step: int, *, num_ranks: int) -> str:
+    """The folder's name of a checkpoint of `step` that was cut anew for another number of ranks."""
+    return f"{step_name(step)}-ranks-{num_ranks}"
+
+
+def reshaped_for(folder: Path) -> int | None:
+    """How many ranks a checkpoint was cut anew for; None for one that a run saved."""
+    match = _STEP_NAME.fullmatch(folder.name)
+    return int(match.group(2)) if match is not None and match.group(2) else None
 
 
 def step_of(folder: Path) -> int:
@@ -74,11 +85,11 @@ def read_marker(folder: Path) -> tuple[Marker, str]:
 
 
 def step_folders(checkpoints: Path) -> list[Path]:
-    """Folders named like a checkpoint, newest first."""
+    """Folders named like a checkpoint, newest first; of one step what the run saved comes first."""
     if not checkpoints.is_dir():
         return []
     found = [path for path in checkpoints.iterdir() if _STEP_NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_of, reverse=True)
+    return sorted(found, key=lambda folder: (-step_of(folder), reshaped_for(folder) or 0))
 
 
 def find_complete(checkpoints: Path) -> list[Path]:

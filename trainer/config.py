@@ -12,12 +12,14 @@ from data_pipeline.raw_config import RawDataConfig
 from trainer.adapter import AdapterConfig
 from trainer.answers import AnswersConfig
 from trainer.checkpoint import CheckpointConfig
+from trainer.debug_config import DebugConfig
 from trainer.engine_config import EngineConfig
-from trainer.gate import GateConfig
+from trainer.gate_checks import GateConfig
 from trainer.metrics import LoggingConfig
 from trainer.model_config import ModelConfig
 from trainer.resilience import StepPolicyConfig
 from trainer.schedule import OptimizerConfig, ScheduleConfig
+from trainer.watchdog_config import WatchdogConfig
 
 Stage = Literal["pretrain", "sft"]
 
@@ -89,57 +91,65 @@ class TrainConfig(Config):
     policy: StepPolicyConfig = StepPolicyConfig()
     gate: GateConfig = GateConfig()
     logging: LoggingConfig = LoggingConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    debug: DebugConfig = DebugConfig()
+    """Read by `dure train --debug` only."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> TrainConfig:
+        if faults := [*self._step_faults(), *self._tuning_faults()]:
+            raise ValueError("; ".join(faults))
+        if self.evaluation.micro_batch_sequences is None:
+            sequences = self.train.micro_batch_sequences
+            evaluation = self.evaluation.model_copy(update={"micro_batch_sequences": sequences})
+            object.__setattr__(self, "evaluation", evaluation)
+        return self
+
+    def _step_faults(self) -> Iterator[str]:
+        """Where the sizes of a step, a row and the schedule contradict each other."""
         steps = self.train
         if steps.micro_batch_sequences > steps.global_batch_sequences:
-            raise ValueError(
+            yield (
                 f"train.micro_batch_sequences is {steps.micro_batch_sequences}, but a whole step has "
                 f"train.global_batch_sequences {steps.global_batch_sequences}; make it no larger"
             )
         if self.model.source is None and self.data.seq_len > self.model.max_positions:
-            raise ValueError(
+            yield (
                 f"data.seq_len is {self.data.seq_len}, but model.max_positions only {self.model.max_positions}; "
                 "make rows shorter, or the model's positions more"
             )
         schedule = steps.schedule
         if schedule.kind == "wsd" and schedule.warmup_steps + schedule.decay_steps > steps.max_steps:
-            raise ValueError(
+            yield (
                 f"train.schedule: warmup_steps {schedule.warmup_steps} + decay_steps {schedule.decay_steps} exceed "
                 f"train.max_steps {steps.max_steps}; shorten them"
             )
-        self._check_tuning()
-        if self.evaluation.micro_batch_sequences is None:
-            evaluation = self.evaluation.model_copy(update={"micro_batch_sequences": steps.micro_batch_sequences})
-            object.__setattr__(self, "evaluation", evaluation)
-        return self
 
-    def _check_tuning(self) -> None:
+    def _tuning_faults(self) -> Iterator[str]:
         """What an adapter, a 4-bit base and instruction rows ask of the other parts."""
         if self.adapter is not None and self.model.source is None:
-            raise ValueError(
+            yield (
                 "adapter: it tunes a model that exists, but model.from is not set; name the base there, or leave the "
                 "adapter out to train every weight of a new model"
             )
         if self.model.quantization is not None and self.adapter is None:
-            raise ValueError(
+            yield (
                 f"model.quantization: {self.model.quantization.kind} weights can't be trained, and there is no adapter "
                 "beside them; set adapter (adapter: {}), or leave the quantization out"
             )
         is_sliced = self.engine.kind == "deepspeed" and self.engine.zero_stage == 3
-        if self.adapter is not None and self.adapter.weight_decomposed and is_sliced:
-            raise ValueError(
-                "adapter.weight_decomposed: DoRA reads the base's weights outside of their layer, where "
-                "engine.zero_stage 3 holds slices of them; set zero_stage to 2, or train plain LoRA"
+        is_packed = self.model.quantization is not None
+        if self.adapter is not None and self.adapter.weight_decomposed and is_packed and is_sliced:
+            yield (
+                "adapter.weight_decomposed: over a 4-bit base peft's DoRA replaces the packed weight at each forward "
+                "pass on a CPU, so that engine.zero_stage 3 loses its slices ('Params4bit' has no ds_id); on GPUs this "
+                "is untried: set zero_stage to 2, leave model.quantization out, or train plain LoRA"
             )
         if self.stage == "sft" and self.data.packing != "best_fit":
-            raise ValueError(
-                f"data.packing: {self.data.packing!r} cuts rows, which stage 'sft' never does; set it to 'best_fit'"
-            )
+            yield f"data.packing: {self.data.packing!r} cuts rows, which stage 'sft' never does; set it to 'best_fit'"
         kind = self.train.optimizer.kind
         if kind != "adamw" and self.engine.offload_optimizer:
-            raise ValueError(
+            yield (
                 f"train.optimizer.kind: {kind} keeps its state on the GPU (paged: moved by the driver), but "
                 "engine.offload_optimizer moves it to the host; choose one of them"
             )

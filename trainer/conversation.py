@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -16,12 +15,14 @@ from torch import nn
 from trainer.errors import RunError
 from trainer.generate import Answer, Sampling, generate_answers, stream_ids
 from trainer.saved import (
+    DTYPES,
     Quantize,
     Saved,
     open_model,
     open_template,
     open_tokenizer,
-    read_json,
+    told_ends,
+    usual_dtype,
     vocabulary_of,
 )
 
@@ -52,7 +53,8 @@ class Speaker:
         said = cast("Sequence[Message]", messages)
         if self.template is not None:
             return encode_prompt(said, self.template, self.encoder)
-        ids, _ = self.encoder.encode_batch(["".join(message["content"] for message in said)])
+        texts = (text for message in said for text in (message["content"], message.get("input", "")) if text)
+        ids, _ = self.encoder.encode_batch(["\n".join(texts)])
         return [int(token) for token in ids]
 
     def text_of(self, ids: Sequence[int]) -> str:
@@ -129,10 +131,30 @@ class ShownText:
 
 
 def open_speaker(saved: Saved, *, template: str | None = None, quantize: Quantize | None = None) -> Speaker:
-    """The model of `saved`, ready to answer; bf16 on a GPU, float32 elsewhere.
+    """The model of `saved`, ready to answer, in its `usual_dtype`.
 
     Args:
         template: a name or a file instead of its own; "none" goes on with texts.
+
+    Raises:
+        RunError: it was tuned with no template, and none is given.
+    """
+    chosen = choose_template(saved, template)
+    opened = open_model(saved, quantize=quantize, dtype=DTYPES[usual_dtype(saved)])
+    vocabulary, encoder = vocabulary_of(saved).in_model(opened.model), open_tokenizer(saved)
+    return Speaker(
+        model=opened.model,
+        device=opened.device,
+        encoder=encoder,
+        template=chosen,
+        eos_ids=frozenset({vocabulary.eos_id, *told_ends(saved.path)}),
+        pad_id=vocabulary.pad_id,
+        max_positions=getattr(opened.model.config, "max_position_embeddings", None),
+    )
+
+
+def choose_template(saved: Saved, template: str | None) -> Template | None:
+    """The template that `open_speaker` speaks through; None goes on with texts.
 
     Raises:
         RunError: it was tuned with no template, and none is given.
@@ -143,21 +165,4 @@ def open_speaker(saved: Saved, *, template: str | None = None, quantize: Quantiz
             f"{saved.path}: it was tuned with no template (no template.yaml), so nothing says how to ask it; give "
             f"--template NAME, or --template {NO_TEMPLATE} to let it go on with what you write"
         )
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    opened = open_model(saved, quantize=quantize, dtype=dtype)
-    vocabulary, encoder = vocabulary_of(saved), open_tokenizer(saved)
-    return Speaker(
-        model=opened.model,
-        device=opened.device,
-        encoder=encoder,
-        template=chosen,
-        eos_ids=frozenset({vocabulary.eos_id, *_told_ends(saved.path)}),
-        pad_id=vocabulary.pad_id,
-        max_positions=getattr(opened.model.config, "max_position_embeddings", None),
-    )
-
-
-def _told_ends(folder: Path) -> list[int]:
-    """The ids that a model folder's generation_config.json ends with; chat models have several."""
-    told = read_json(folder / "generation_config.json").get("eos_token_id")
-    return [] if told is None else told if isinstance(told, list) else [told]
+    return chosen

@@ -1,105 +1,29 @@
-"""DeepSpeed's ZeRO behind the engine's verbs; the only module that knows DeepSpeed's internals.
+"""DeepSpeed's ZeRO behind the engine's verbs; with zero_optimizers.py all that knows DeepSpeed's internals.
 
-Its gradient norm is computed inside `step()`, it skips only non-finite updates and only after the fact, and
-accelerate's wrapper steps inside `backward`: so the norm and the discarding are done here, by what DeepSpeed 0.19 has.
-tests/trainer/test_equal_training.py pins what is used.
+accelerate's wrapper steps inside `backward`, so its engine is driven directly. Checkpoints are not DeepSpeed's own:
+what each rank holds is written as pieces, from which any number of ranks can go on; docs/checkpoints.md says why.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-from data_pipeline import disk
 from data_pipeline.disk import FileRecord
 from trainer.config import TrainConfig
-from trainer.engine import DEEPSPEED_TAG
+from trainer.moments import restore_as_saved, restore_flat, saved_state
+from trainer.pieces import Flat, Pieces, check_shapes, write_flats
 from trainer.programs import add_scripts_to_path
 from trainer.quantize import check_sharded, held_bytes, is_packed
 from trainer.ranks import Ranks
 from trainer.schedule import make_optimizer, set_learning_rate
-
-
-class _Gradients(Protocol):
-    """The summed gradient that one of DeepSpeed's optimizers holds."""
-
-    def norm(self) -> Any: ...
-
-    def discard(self) -> None: ...
-
-
-class _Stage12:
-    """DeepSpeedZeroOptimizer: stages 1 and 2. Discards as its own step does after an overflow."""
-
-    def __init__(self, zero: Any) -> None:
-        self._zero = zero
-
-    def norm(self) -> Any:
-        return self._zero.scaled_global_norm()
-
-    def discard(self) -> None:
-        from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
-
-        zero = self._zero
-        zero.micro_step_id = INITIAL_MICRO_STEP_ID
-        zero.zero_grad(set_to_none=True)
-        zero._release_preflattened_grad_buffers()
-        if zero.cpu_offload:
-            zero._wait_for_offload_copies()
-            zero._offload_accumulated_param_ids = set()
-            zero.reset_cpu_buffers()
-            return
-        for group in zero.averaged_gradients:
-            zero.averaged_gradients[group] = None
-            zero.all_grad_tensors[group] = None
-
-
-class _Stage3:
-    """DeepSpeedZeroOptimizer_Stage3. Its own step first drops gathered parameters, then cleans up an overflow."""
-
-    def __init__(self, zero: Any) -> None:
-        self._zero = zero
-
-    def norm(self) -> Any:
-        from deepspeed.runtime.utils import combine_grad_norm_groups
-
-        return combine_grad_norm_groups(self._zero._get_norm_groups())
-
-    def discard(self) -> None:
-        self._zero._pre_step()
-        self._zero._partition_all_parameters()
-        self._zero._overflow_clean_up(1.0)
-
-
-class _Bf16Stage1:
-    """BF16_Optimizer, which DeepSpeed takes for stage 1 under bf16: whole float32 gradients, a sharded optimizer."""
-
-    def __init__(self, zero: Any) -> None:
-        self._zero = zero
-
-    def norm(self) -> Any:
-        from deepspeed.runtime.utils import get_global_norm_of_tensors
-
-        gradients, _ = self._zero.get_grads_for_norm()
-        return get_global_norm_of_tensors(gradients)
-
-    def discard(self) -> None:
-        self._zero.zero_grad(set_to_none=True)
-
-
-def _gradients_of(zero: Any) -> _Gradients:
-    kinds: dict[str, Callable[[Any], _Gradients]] = {
-        "DeepSpeedZeroOptimizer": _Stage12,
-        "DeepSpeedZeroOptimizer_Stage3": _Stage3,
-        "BF16_Optimizer": _Bf16Stage1,
-    }
-    return kinds[type(zero).__name__](zero)
+from trainer.zero_optimizers import zero_optimizer
 
 
 class DeepSpeedEngine:
@@ -120,8 +44,8 @@ class DeepSpeedEngine:
         self.model = wrapped.module
         self._engine = wrapped
         self._zero = wrapped.optimizer
-        self._gradients = _gradients_of(self._zero)
-        self._has_frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
+        self._verbs = zero_optimizer(self._zero)
+        self._ranks = ranks
         if config.model.quantization is not None and config.engine.zero_stage == 3:
             _shard_packed(self._zero, self.model, ranks)
 
@@ -132,7 +56,7 @@ class DeepSpeedEngine:
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def grad_norm(self) -> float:
-        norm = float(self._gradients.norm())
+        norm = float(self._verbs.norm())
         # DeepSpeed marks a norm that is not finite by a negative number.
         return math.inf if norm < 0 else norm
 
@@ -141,25 +65,31 @@ class DeepSpeedEngine:
         self._engine.step()
 
     def discard(self) -> None:
-        self._gradients.discard()
+        self._verbs.discard()
 
     def save(self, folder: Path) -> list[FileRecord]:
-        with _durable_checkpoint_engine(self._engine, folder) as written, _without_frozen(self._engine):
-            self._engine.save_checkpoint(
-                str(folder), tag=DEEPSPEED_TAG, save_latest=False, exclude_frozen_parameters=self._has_frozen
-            )
-        if written.error is not None:
-            raise written.error
-        return written.records
+        flats = []
+        for held in self._verbs.flats():
+            state, step = saved_state(self._zero.optimizer, held.weights)
+            flats.append(Flat(held.layout, held.weights, state, step))
+        return [write_flats(folder, flats, rank=self._ranks.rank, num_ranks=self._ranks.world_size)]
 
     def load(self, folder: Path) -> None:
-        path, _ = self._engine.load_checkpoint(
-            str(folder),
-            tag=DEEPSPEED_TAG,
-            load_module_strict=not self._has_frozen,
-            load_lr_scheduler_states=False,
-        )
-        assert path is not None, "the checkpoint was verified before"
+        self._ranks.together(lambda: self._load_flats(Pieces(folder)))
+        self._verbs.refresh()
+
+    def _load_flats(self, source: Pieces) -> None:
+        """Of what any ranks saved, each reads its own part: its own file where that is cut as this rank's flats are."""
+        optimizer, rank, flats = self._zero.optimizer, self._ranks.rank, list(self._verbs.flats())
+        check_shapes(source, [piece for flat in flats for piece in flat.layout.pieces])
+        is_ours = source.num_ranks == self._ranks.world_size
+        is_ours = is_ours and source.layouts(rank) == [flat.layout for flat in flats]
+        for number, (weights, layout, group) in enumerate(flats):
+            is_done = is_ours and restore_as_saved(
+                optimizer, weights, group=group, source=source, rank=rank, flat=number
+            )
+            if not is_done:
+                restore_flat(optimizer, weights, group=group, layout=layout, source=source)
 
 
 def _shard_packed(zero: Any, model: nn.Module, ranks: Ranks) -> None:
@@ -174,25 +104,6 @@ def _shard_packed(zero: Any, model: nn.Module, ranks: Ranks) -> None:
     zero.persistent_parameters[:] = kept
     held = held_bytes(model)
     ranks.together(lambda: check_sharded(held, num_packed=len(packed), rank=ranks.rank, world_size=ranks.world_size))
-
-
-@contextmanager
-def _without_frozen(engine: Any) -> Iterator[None]:
-    """Let a checkpoint hold no frozen weight, nor the scales of packed ones, which DeepSpeed takes for buffers."""
-    original, named = engine.module_state_dict, dict(engine.module.named_parameters())
-    has_frozen = not all(parameter.requires_grad for parameter in named.values())
-
-    def is_kept(name: str) -> bool:
-        return not has_frozen or (name in named and named[name].requires_grad)
-
-    def module_state_dict(**options: Any) -> dict[str, Any]:
-        return {name: tensor for name, tensor in original(**options).items() if is_kept(name)}
-
-    engine.module_state_dict = module_state_dict
-    try:
-        yield
-    finally:
-        del engine.module_state_dict
 
 
 @contextmanager
@@ -241,36 +152,3 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
     }
-
-
-class _Written:
-    def __init__(self) -> None:
-        self.records: list[FileRecord] = []
-        self.error: BaseException | None = None
-
-
-@contextmanager
-def _durable_checkpoint_engine(engine: Any, folder: Path) -> Iterator[_Written]:
-    """Send DeepSpeed's writes through `disk`, and hold an error back until every rank is through its barriers."""
-    written = _Written()
-    original, copy_script = engine.checkpoint_engine, engine._copy_recovery_script
-
-    def save(state_dict: Any, path: str) -> None:
-        target = Path(path)
-        try:
-            with disk.durable_file(target) as file:
-                torch.save(state_dict, file)
-            written.records.append(file.record(str(target.relative_to(folder))))
-        except OSError as error:
-            written.error = written.error or error
-
-    class DurableWriter(type(original)):  # type: ignore[misc]
-        def save(self, state_dict: Any, path: str) -> None:
-            save(state_dict, path)
-
-    engine.checkpoint_engine = DurableWriter()
-    engine._copy_recovery_script = lambda save_path: None  # a script is no part of a checkpoint
-    try:
-        yield written
-    finally:
-        engine.checkpoint_engine, engine._copy_recovery_script = original, copy_script

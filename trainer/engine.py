@@ -14,12 +14,12 @@ from torch import nn
 from data_pipeline import disk
 from data_pipeline.disk import FileRecord
 from trainer.config import TrainConfig
+from trainer.pieces import Pieces, has_pieces
 from trainer.ranks import Ranks
 from trainer.schedule import make_optimizer, set_learning_rate
 
 WEIGHTS_NAME = "model.safetensors"
 OPTIMIZER_NAME = "optimizer.pt"
-DEEPSPEED_TAG = "deepspeed"
 
 
 class Engine(Protocol):
@@ -50,7 +50,7 @@ class Engine(Protocol):
         """Write this rank's part of model and optimizer into `folder`; every rank calls it."""
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote with the same engine on as many ranks."""
+        """Continue from what `save` wrote with the same kind of engine, on any number of ranks; every rank calls it."""
 
 
 def make_engine(config: TrainConfig, *, model: nn.Module, ranks: Ranks) -> Engine:
@@ -156,15 +156,15 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
     The model must be made as the run made it, its adapter included; a frozen base is in no checkpoint.
     """
-    if (folder / DEEPSPEED_TAG).is_dir():
-        from trainer.deepspeed_weights import read_weights
-
-        tensors = read_weights(folder)
-    else:
+    with torch.no_grad():
+        trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+        if has_pieces(folder):
+            pieces = Pieces(folder)
+            for name, parameter in trained:
+                parameter.copy_(pieces.read(name).view(parameter.shape))
+            return
         import safetensors.torch
 
         tensors = safetensors.torch.load_file(folder / WEIGHTS_NAME)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(tensors[name])
+        for name, parameter in trained:
+            parameter.copy_(tensors[name])

@@ -28,17 +28,21 @@ from data_pipeline.shards.format import check_tokenizer
 from data_pipeline.stage import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from data_pipeline.templates import Template
 from trainer import merge
+from trainer.base import restore_base
 from trainer.card import card
 from trainer.checkpoint_marker import read_marker
 from trainer.errors import RunError
-from trainer.lineage import as_trees, base_of, data_of
+from trainer.export_facts import last_evaluation, tokenizer_figures, training_of
+from trainer.lineage import EXPORT_KIND, as_trees, base_of, base_path_of, data_of
+from trainer.output_lock import only_writer
 from trainer.quiet import quiet_prints
 from trainer.run_environment import describe_environment
-from trainer.run_folder import EVALUATIONS_NAME, METRICS_NAME, read_lines
 from trainer.saved import (
     ADAPTER_WEIGHTS_NAME,
+    DTYPES,
     PEFT_PREFIX,
     TEMPLATE_NAME,
+    Dtype,
     Saved,
     base_dtype,
     find_saved,
@@ -48,16 +52,17 @@ from trainer.saved import (
     open_template,
     open_tokenizer,
     quantization_of,
+    read_json,
     tokenizer_folder,
+    told_ends,
     vocabulary_of,
 )
 
-KIND = "export"
+KIND = EXPORT_KIND
 FORMAT_VERSION = 1
 README_NAME = "README.md"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 MAX_FILE_SIZE = "5GB"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PACKAGES = ("dure", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 
 # All that some program reads a tokenizer from; tokenizer.json is always among them.
@@ -74,18 +79,21 @@ _TOKENIZER_FILES = (
 )
 
 What = Literal["full", "merged", "adapter"]
-Dtype = Literal["fp32", "bf16", "fp16"]
 Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """`dtype` None: as it was trained. `shards`: whose held-out rows measure a merge; those of the run if None."""
+    """`dtype` None: as it was trained. `shards`: whose held-out rows measure a merge; those of the run if None.
+
+    `base_name`: what to call the base for others, such as its hub name.
+    """
 
     merge: bool = False
     dtype: Dtype | None = None
     shards: Path | None = None
     accept_merge_error: bool = False
+    base_name: str | None = None
 
 
 def export(saved: Saved, output: Path, options: ExportOptions) -> Manifest:
@@ -96,21 +104,28 @@ def export(saved: Saved, output: Path, options: ExportOptions) -> Manifest:
         MergeError: the merged model says other things than the one that was trained.
     """
     what = _what(saved, merge=options.merge)
+    _check_options(saved, what, options)
+    if saved.config is not None:
+        restore_base(saved.path)
     with made_beside(output) as folder:
-        template = open_template(saved)
+        template, encoder, base = open_template(saved), open_tokenizer(saved), base_of(saved, name=options.base_name)
         facts: Facts = {
             "kind": KIND,
             "format_version": FORMAT_VERSION,
             "what": what,
             "dtype": "fp32" if what == "adapter" else options.dtype or _trained_dtype(saved),
             "origin": origin_of(saved),
-            "tokenizer_fingerprint": open_tokenizer(saved).fingerprint,
+            "tokenizer_fingerprint": encoder.fingerprint,
+            "vocab_size": encoder.vocab_size,
+            "tokenizer": tokenizer_figures(saved, fingerprint=encoder.fingerprint),
             "template": {"name": template.name, "sha256": template.sha256} if template else None,
+            "base": asdict(base) if base else None,
             "data": as_trees(data_of(saved)),
         }
         facts |= _write_weights(saved, folder, facts, options)
         write_tokenizer(tokenizer_folder(saved), folder, template=template, max_positions=facts["max_positions"])
-        disk.write_bytes(folder / README_NAME, _card(saved, facts).encode())
+        told = card(facts, data=data_of(saved), base=base, figures=last_evaluation(saved), training=training_of(saved))
+        disk.write_bytes(folder / README_NAME, told.encode())
         environment = describe_environment()
         facts["commit"] = environment["commit"]
         facts["packages"] = {name: environment["packages"][name] for name in PACKAGES}
@@ -126,7 +141,7 @@ def export_full(run: str | Path, output: Path) -> Path:
     saved = find_saved(run)
     if (output / MANIFEST_NAME).is_file():
         found, ours = read_manifest(output, kind=KIND)["origin"], origin_of(saved)
-        if found == ours:
+        if (found["step"], found["sha256"]) == (ours["step"], ours["sha256"]):  # a run's name may change
             return output
         raise RunError(
             f"{output}: holds {found['name']} step {found['step']} ({found['sha256'][:12]}…), but {ours['name']} step "
@@ -141,21 +156,21 @@ def made_beside(output: Path) -> Iterator[Path]:
     """A hidden folder to fill that becomes `output` when the block ends; after an error or a kill there is no `output`.
 
     Raises:
-        RunError: something of that name is there.
+        RunError: something of that name is there, or another process makes it now.
     """
-    if output.exists() or output.is_symlink():
-        raise RunError(f"{output}: exists already, and an export never writes over anything; give another --output")
     partial = output.with_name(f".{output.name}{PARTIAL_SUFFIX}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)  # what a kill left
-    partial.mkdir()
-    try:
-        yield partial
-        disk.sync_folder(partial)
-        disk.rename(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with only_writer(output):
+        if output.exists() or output.is_symlink():
+            raise RunError(f"{output}: exists already, and an export never writes over anything; give another --output")
+        shutil.rmtree(partial, ignore_errors=True)  # what a kill left
+        partial.mkdir()
+        try:
+            yield partial
+            disk.sync_folder(partial)
+            disk.rename(partial, output)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def _what(saved: Saved, *, merge: bool) -> What:
@@ -166,8 +181,31 @@ def _what(saved: Saved, *, merge: bool) -> What:
     return "full"
 
 
+def _check_options(saved: Saved, what: What, options: ExportOptions) -> None:
+    """Refuse options that would change nothing."""
+    faults = []
+    if what == "adapter" and options.dtype is not None:
+        faults.append(f"--dtype: {options.dtype} was given, but an adapter is written in fp32, as it was trained")
+    if what != "merged" and options.shards is not None:
+        faults.append(f"--shards: {options.shards} was given, but only a merge is measured on held-out rows")
+    if what != "merged" and options.accept_merge_error:
+        faults.append("--accept-merge-error: nothing is merged, so there is no error to accept")
+    if options.base_name is not None and base_path_of(saved) is None:
+        faults.append(f"--base-name: {options.base_name!r} was given, but {saved.path} was trained from no base")
+    if faults:
+        advice = "add --merge, or leave it out" if what == "adapter" else "leave it out"
+        raise RunError("\n".join(f"{fault}; {advice}" for fault in faults))
+
+
 def _trained_dtype(saved: Saved) -> Dtype:
-    return saved.config.train.precision if saved.config else "fp32"
+    """The run's precision; of a folder what its config or its manifest says."""
+    if saved.config is not None:
+        return saved.config.train.precision
+    if is_adapter(saved):
+        return "bf16" if base_dtype(saved) == torch.bfloat16 else "fp32"
+    config = read_json(saved.path / "config.json")
+    said = config.get("dtype") or config.get("torch_dtype")
+    return next((name for name, dtype in DTYPES.items() if str(dtype) == f"torch.{said}"), "fp32")
 
 
 def origin_of(saved: Saved) -> dict[str, Any]:
@@ -183,7 +221,7 @@ def _write_weights(saved: Saved, folder: Path, facts: Facts, options: ExportOpti
     """The weights and their configs; returns what the manifest must tell of them."""
     dtype = DTYPES[facts["dtype"]]
     if facts["what"] == "adapter":
-        return _write_adapter(saved, folder)
+        return _write_adapter(saved, folder, base_name=options.base_name)
     if facts["what"] == "merged":
         return _write_merged(saved, folder, dtype=dtype, options=options)
     model = open_model(saved, dtype=dtype).model
@@ -201,8 +239,13 @@ def _set_ends(model: nn.Module, saved: Saved) -> None:
     """The ids that end and pad a text are those of its tokenizer, in both configs; greedy by default."""
     from transformers import GenerationConfig
 
-    vocabulary = vocabulary_of(saved)
-    ids = {"eos_token_id": vocabulary.eos_id, "pad_token_id": vocabulary.pad_id}
+    vocabulary = vocabulary_of(saved).in_model(model)
+    # A chat model that is exported again may end in several ways.
+    ends = [vocabulary.eos_id, *(end for end in told_ends(saved.path) if end != vocabulary.eos_id)]
+    ids: dict[str, Any] = {
+        "eos_token_id": ends if len(ends) > 1 else vocabulary.eos_id,
+        "pad_token_id": vocabulary.pad_id,
+    }
     bos = getattr(model.config, "bos_token_id", None)
     for name, value in ids.items():
         setattr(model.config, name, value)
@@ -214,18 +257,20 @@ def _positions(model: nn.Module) -> int | None:
     return getattr(model.config, "max_position_embeddings", None)
 
 
-def _write_adapter(saved: Saved, folder: Path) -> Facts:
-    """The trained matrices under peft's names, in float32 as they were trained."""
+def _write_adapter(saved: Saved, folder: Path, *, base_name: str | None) -> Facts:
+    """The trained matrices under peft's names, in float32 as they were trained; peft finds the base by its path."""
     import safetensors.torch
     from peft import get_peft_model_state_dict
 
     model = open_model(saved, quantize=None).model
     config = model.peft_config["default"]  # type: ignore[index]
-    base = base_of(saved)
-    assert base is not None, "an adapter has a base"
-    config.base_model_name_or_path, config.revision, config.inference_mode = base.name, base.revision, True
+    found = base_path_of(saved)
+    assert found is not None, "an adapter has a base"
+    config.base_model_name_or_path, config.revision = (base_name, None) if base_name not in (None, found[0]) else found
+    config.inference_mode = True
     config.target_modules = sorted(config.target_modules)
-    state = get_peft_model_state_dict(model, adapter_name="default")
+    # The base's embedding is frozen; "auto" would ask the hub whether its vocabulary grew.
+    state = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     tensors = {PEFT_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     config.save_pretrained(str(folder))
     disk.write_bytes(folder / ADAPTER_WEIGHTS_NAME, safetensors.torch.save(tensors, metadata={"format": "pt"}))
@@ -233,7 +278,6 @@ def _write_adapter(saved: Saved, folder: Path) -> Facts:
     model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     quantization = quantization_of(saved)
     return {
-        "base": asdict(base),
         "base_dtype": "bf16" if base_dtype(saved) == torch.bfloat16 else "fp32",
         "quantization": quantization.model_dump() if quantization else None,
         "max_positions": _positions(model),
@@ -255,8 +299,6 @@ def _write_merged(saved: Saved, folder: Path, *, dtype: torch.dtype, options: Ex
     del merged
     merge.free_memory()
     as_written = merge.measure_merge(expected, _logits_of_files(folder, rows, dtype=dtype))
-    base = base_of(saved)
-    facts["base"] = asdict(base) if base else None
     facts["merge"] = {
         "float32": measure.as_dict(),
         "as_written": as_written.as_dict(),
@@ -293,6 +335,7 @@ def write_tokenizer(source: Path, folder: Path, *, template: Template | None, ma
             disk.write_bytes(folder / name, (source / name).read_bytes())
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings.pop("name_or_path", None)  # where somebody loaded it from
     if max_positions is not None:
         settings["model_max_length"] = max_positions
     if template is not None:
@@ -300,49 +343,6 @@ def write_tokenizer(source: Path, folder: Path, *, template: Template | None, ma
         disk.write_bytes(folder / CHAT_TEMPLATE_NAME, template.chat_template().encode())
         disk.write_bytes(folder / TEMPLATE_NAME, template.to_yaml().encode())
     disk.write_json(path, settings)
-
-
-def _card(saved: Saved, facts: Facts) -> str:
-    return card(
-        facts, data=data_of(saved), base=base_of(saved), figures=_figures(saved), training=_training(saved, facts)
-    )
-
-
-def _figures(saved: Saved) -> dict[str, Any]:
-    """The last evaluation up to the exported step."""
-    lines = _lines_up_to(saved, EVALUATIONS_NAME)
-    return lines[-1] if lines else {}
-
-
-def _lines_up_to(saved: Saved, name: str) -> list[dict[str, Any]]:
-    if saved.run_folder is None or saved.step is None:
-        return []
-    return [line for line in read_lines(saved.run_folder / name) if line["step"] <= saved.step]
-
-
-def _training(saved: Saved, facts: Facts) -> dict[str, Any]:
-    """How it was trained, for the card."""
-    if saved.config is None:
-        return {}
-    config = saved.config
-    logged = _lines_up_to(saved, METRICS_NAME)
-    rows: dict[str, Any] = {
-        "stage": config.stage,
-        "steps": f"{saved.step:,}",
-        "rows a step · tokens a row": f"{config.train.global_batch_sequences:,} · {config.data.seq_len:,}",
-        "precision": config.train.precision,
-        "learning rate": f"{config.train.schedule.peak_lr:g}",
-        "seed": config.seed,
-    }
-    if logged:
-        rows["last training loss"] = f"{float(logged[-1]['loss']):.4f}"
-    if config.adapter is not None:
-        adapter = config.adapter
-        rows["adapter"] = f"{adapter.kind}, rank {adapter.rank}, alpha {adapter.alpha:g}, targets {adapter.targets}"
-    if (quantization := quantization_of(saved)) is not None:
-        rows["base held in"] = f"{quantization.kind}, computed in {quantization.compute_dtype}"
-    rows["tokenizer"] = f"`{facts['tokenizer_fingerprint'][:16]}…`"
-    return rows
 
 
 def _synced_files(folder: Path) -> list[FileRecord]:

@@ -59,6 +59,7 @@ def look_at(batch: Batch, ids: SpecialIds) -> Seen:
     last_label = labels[starts + lengths - 1]
     # Where EOS pads too, an EOS that follows an EOS is padding that is learnt.
     is_pad_target = (labels == ids.pad) & ((inputs == ids.pad) | (ids.pad != ids.eos))
+    is_text = np.repeat(~is_padding, lengths)  # a free row that pads is no token
     more_bos = _has_more_bos(inputs, starts, lengths, ids)
     return Seen(
         num_rows=len(inputs_BT),
@@ -72,7 +73,7 @@ def look_at(batch: Batch, ids: SpecialIds) -> Seen:
         num_documents_without_target=int(((targets == 0) & ~is_padding).sum()),
         num_documents_not_ended=int(((last_label != ids.eos) & ~is_padding).sum()),
         num_documents_with_more_bos=int((more_bos & ~is_padding).sum()),
-        highest_id=int(max(inputs.max(), labels.max())),
+        highest_id=int(max(inputs[is_text].max(initial=-1), labels.max(initial=-1))),
     )
 
 

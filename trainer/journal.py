@@ -5,13 +5,16 @@ Rank 0 speaks for all; the other ranks' journals are silent but for events that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
+from data_pipeline.stream.batch import Batch
+from data_pipeline.stream.stream import Stream
 from trainer.config import TrainConfig
 from trainer.evaluate import Evaluation
+from trainer.ledger import Ledger
 from trainer.metrics import Board, Throughput, console_line, memory_gib, peak_tflops
 from trainer.ranks import Ranks
 from trainer.run_folder import RunFolder
@@ -33,6 +36,14 @@ class Journal:
         )
         self._board: Board | None = None
         self._bar: Any = None
+        self._ledger: Ledger | None = None
+        if run.config.logging.ledger:
+            self._ledger = Ledger(
+                folder.path,
+                rank=run.ranks.rank,
+                world_size=run.ranks.world_size,
+                micro_batch_sequences=run.config.train.micro_batch_sequences,
+            )
         if self._ranks.is_main:
             self._open(first_step=run.progress.step)
 
@@ -80,6 +91,11 @@ class Journal:
             self._board.add(line, group="train")
         self.say(console_line(line, max_steps=max_steps))
 
+    def rows(self, micro_batches: Sequence[Batch], *, stream: Stream, step: int) -> None:
+        """The rows that this rank's share of `step` was, for the ledger where there is one."""
+        if self._ledger is not None:
+            self._ledger.add(micro_batches, stream=stream, step=step)
+
     def skipped(self, metrics: StepMetrics, *, step: int, row_ids: Any) -> None:
         """Law 8: an update that was refused, with the rows that it had read."""
         if self._ranks.is_main:
@@ -110,7 +126,11 @@ class Journal:
         )
 
     def saved(self, *, step: int, seconds: float) -> None:
+        """A complete checkpoint; how long it took is what a launcher goes by when it has to stop the run in time."""
         self._throughput.pause(seconds)
+        if self._ranks.is_main:
+            detail = {"seconds": round(seconds, 3)}
+            self._folder.append_event(kind="saved", step=step, detail=detail, action="the checkpoint is complete")
         self.say(f"step {step:,}: checkpoint complete ({seconds:.1f} s)")
 
     def checkpoint_files(self) -> Mapping[str, bytes]:

@@ -21,6 +21,7 @@ def train(run: Run, journal: Journal, *, checkpoints: Path, stop_requested: Aske
     """Train until max_steps; False where a signal ended it before. The last finished step stands saved either way."""
     updater = _updater(run, stop_requested)
     stopping = run.ranks.any(stop_requested())
+    phase = "warm-up"  # of the first step, in which kernels are compiled and memory is taken
     while not stopping:
         if _evaluation_due(run):
             stopping = not _evaluate(run, journal, checkpoints.parent, stop_requested)
@@ -28,7 +29,8 @@ def train(run: Run, journal: Journal, *, checkpoints: Path, stop_requested: Aske
             _save(run, journal, checkpoints)
         if stopping or _is_finished(run):
             break
-        stopping = _step(run, updater, journal)
+        run.on_phase(phase)
+        stopping, phase = _step(run, updater, journal), "step"
         if run.policy.is_exhausted:
             break
     if run.progress.step not in (0, run.progress.saved_step):
@@ -52,6 +54,7 @@ def _updater(run: Run, stop_requested: Asked) -> Updater:
         ranks=run.ranks,
         seed=run.config.seed,
         stop_requested=stop_requested,
+        on_mark=run.on_mark,
     )
 
 
@@ -74,9 +77,8 @@ def _save_due(run: Run) -> bool:
 
 def _step(run: Run, updater: Updater, journal: Journal) -> bool:
     """One update over the stream's current rows; whether some rank was asked to stop."""
-    run.on_phase("step")
     config, progress = run.config, run.progress
-    lr = learning_rate(config.train.schedule, step=progress.step, max_steps=config.train.max_steps)
+    lr = learning_rate(config.train.schedule, step=progress.num_updates, max_steps=config.train.max_steps)
     micro_batches = run.stream.batches(
         dp_rank=run.ranks.rank,
         dp_world_size=run.ranks.world_size,
@@ -85,9 +87,12 @@ def _step(run: Run, updater: Updater, journal: Journal) -> bool:
     metrics = updater.step(micro_batches, number=progress.step, lr=lr)
     if metrics.skipped:
         journal.skipped(metrics, step=progress.step, row_ids=run.stream.step_row_ids())
+        progress.num_skipped += 1
+    else:
+        progress.tokens += metrics.num_targets
+    journal.rows(micro_batches, stream=run.stream, step=progress.step + 1)
     run.stream.advance()
     progress.step += 1
-    progress.tokens += metrics.num_targets
     journal.step(metrics, progress=progress, lr=lr, epoch=run.stream.epoch)
     return metrics.stop_requested
 
@@ -105,6 +110,7 @@ def _evaluate(run: Run, journal: Journal, run_folder: Path, stop_requested: Aske
         ranks=run.ranks,
         micro_batch_sequences=micro_batch_sequences,
         stop_requested=stop_requested,
+        on_batch=run.on_mark,
     )
     answered = _answer(run, run_folder, stop_requested) if result is not None else None
     if result is None or answered is None:
@@ -121,7 +127,11 @@ def _answer(run: Run, run_folder: Path, stop_requested: Asked) -> dict[str, Any]
         return {}
     from trainer.answers import answer_heldout
 
-    figures = answer_heldout(run, folder=run_folder, stop_requested=stop_requested)
+    def asked() -> bool:
+        run.on_mark()  # it is asked after each token
+        return stop_requested()
+
+    figures = answer_heldout(run, folder=run_folder, stop_requested=asked)
     return None if figures is None else figures.as_dict()
 
 

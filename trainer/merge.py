@@ -60,6 +60,10 @@ def heldout_rows(shards: Path, *, num_rows: int = NUM_ROWS, max_tokens: int = MA
     wanted = set(np.linspace(0, heldout.num_documents - 1, count).astype(int).tolist())
     rows, start = [], 0
     for file in heldout.files:
+        num_documents = sum(file.batch_documents)
+        if not any(start <= place < start + num_documents for place in wanted):
+            start += num_documents
+            continue
         for batch in open_shard(file):
             column = batch.column("input_ids")
             inside = [place - start for place in sorted(wanted) if 0 <= place - start < len(column)]

@@ -46,6 +46,8 @@ class LoggingConfig(Config):
     every_steps: int = Field(default=10, ge=1)
     tensorboard: bool = True
     progress_bar: bool = True
+    ledger: bool = False
+    """Also which rows each rank trained on in each step, in `ledger/`."""
 
 
 def peak_tflops(device_name: str) -> float | None:

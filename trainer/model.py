@@ -7,7 +7,7 @@ Shapes: B rows, T inputs a row, V vocabulary.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,15 +41,29 @@ class KernelChoice:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the model must know of the tokenizer that made the shards."""
+    """What the model must know of the tokenizer that made the shards. `pad_id` is EOS where it has no pad token."""
 
     size: int
     eos_id: int
     pad_id: int
 
+    def in_rows(self, rows: int) -> Vocabulary:
+        """This vocabulary over an embedding of `rows`: for want of a pad token its first free row pads, if it has one.
+
+        The row stands for no token and is never a target: it is padding and nothing else, where EOS is a word too.
+        """
+        if self.pad_id != self.eos_id or rows <= self.size:
+            return self
+        return replace(self, pad_id=self.size)
+
+    def in_model(self, model: nn.Module) -> Vocabulary:
+        """`in_rows` of a model's embedding, by its logical size: under ZeRO-3 the weight itself is a slice."""
+        embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+        return self.in_rows(int(embedding.num_embeddings))
+
 
 def read_vocabulary(shards: Path) -> Vocabulary:
-    """The tokenizer's figures that the shards' manifest keeps."""
+    """The tokenizer's figures that the shards' manifest keeps; `in_model` tells what a model makes of them."""
     train = read_shards(shards, split="train")
     return Vocabulary(size=train.vocab_size, eos_id=train.eos_id, pad_id=train.pad_id)
 
@@ -131,15 +145,19 @@ def make_model(
     if config.source is not None:
         packing = loading_options(config.quantization, device=device, storage=storage)
         loaded = _load(config, vocabulary=vocabulary, kernel=kernel, dtype=dtype, packing=packing)
-        _let_eos_learn(loaded, vocabulary)
+        _let_tokens_learn(loaded, vocabulary)
         return loaded
     return new_model(describe(config, vocabulary=vocabulary), kernel=kernel, seed=seed)
 
 
-def _let_eos_learn(model: nn.Module, vocabulary: Vocabulary) -> None:
-    """Llama gives the pad token's embedding no gradient; where that token is EOS, EOS would never be learnt."""
+def _let_tokens_learn(model: nn.Module, vocabulary: Vocabulary) -> None:
+    """Llama's embedding gives the row of `pad_token_id` no gradient; only what pads here and is no token may be it.
+
+    A base may name EOS there, the unknown token, or a row that was free until the tokenizer grew.
+    """
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    if getattr(embedding, "padding_idx", None) == vocabulary.eos_id:
+    pad_id = vocabulary.in_model(model).pad_id
+    if getattr(embedding, "padding_idx", None) != pad_id or pad_id == vocabulary.eos_id:
         embedding.padding_idx = None
 
 
@@ -147,9 +165,10 @@ def describe(config: ModelConfig, *, vocabulary: Vocabulary) -> Any:
     """The transformers config of a new model."""
     from transformers import GPTNeoXConfig, LlamaConfig
 
-    multiple = config.pad_vocab_to_multiple
+    rows = -(-vocabulary.size // config.pad_vocab_to_multiple) * config.pad_vocab_to_multiple
+    vocabulary = vocabulary.in_rows(rows)
     shared = dict(
-        vocab_size=-(-vocabulary.size // multiple) * multiple,
+        vocab_size=rows,
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
@@ -160,7 +179,7 @@ def describe(config: ModelConfig, *, vocabulary: Vocabulary) -> Any:
         attention_dropout=config.dropout,
         bos_token_id=vocabulary.eos_id,
         eos_token_id=vocabulary.eos_id,
-        # Named only where it is a token of its own: transformers gives its embedding zeros and no gradient.
+        # Named only where it is a row of its own: transformers gives its embedding zeros and no gradient.
         pad_token_id=None if vocabulary.pad_id == vocabulary.eos_id else vocabulary.pad_id,
     )
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}

@@ -48,7 +48,7 @@ def ensure_ops_built() -> None:
     root.mkdir(parents=True, exist_ok=True)
     with _one_builder(root):
         remove_stale_locks(root)
-        if _is_built(root):
+        if is_built(root):
             return
         print("DeepSpeed's shared-memory op is compiled, once on this machine (1-2 minutes) …", file=sys.stderr)
         if (library := _build(root)) is not None:
@@ -81,7 +81,8 @@ def _versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], "ninja": ninja.stdout.strip(), **found}
 
 
-def _is_built(root: Path) -> bool:
+def is_built(root: Path) -> bool:
+    """Whether the op stands compiled under `root` by the versions that are installed now; needs ninja on PATH."""
     try:
         stamp = json.loads((root / BUILT_NAME).read_text())
     except (OSError, ValueError):
@@ -102,7 +103,7 @@ def remove_stale_locks(root: Path) -> list[Path]:
     """Remove the `lock` files of killed builds of the op; waits for a build that some process still runs."""
     removed = []
     for lock in sorted({*root.glob(f"{OP_NAME}/lock"), *root.glob(f"*/{OP_NAME}/lock")}):
-        while lock.exists() and _is_open_somewhere(lock):
+        while lock.exists() and is_open_somewhere(lock):
             time.sleep(0.5)
         with contextlib.suppress(FileNotFoundError):
             lock.unlink()
@@ -111,7 +112,7 @@ def remove_stale_locks(root: Path) -> list[Path]:
     return removed
 
 
-def _is_open_somewhere(path: Path) -> bool:
+def is_open_somewhere(path: Path) -> bool:
     """Whether a process of this machine has the file open: torch's builder keeps its lock open while it builds."""
     status = path.stat() if path.exists() else None
     if status is None:

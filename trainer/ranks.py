@@ -14,8 +14,10 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import RunError
+from trainer.rendezvous import outlives_ranks, own_part
 
 T = TypeVar("T")
 
@@ -121,8 +123,11 @@ def _told(error: Exception) -> str:
     return str(error) if isinstance(error, (RuntimeError, ValueError, OSError)) else f"{type(error).__name__}: {error}"
 
 
-def start_ranks(*, use_gpu: bool, environ: Mapping[str, str] = os.environ) -> Ranks:
-    """Join the process group that the launcher describes (one process without a launcher) and bind the device."""
+def start_ranks(*, use_gpu: bool, environ: Mapping[str, str] = os.environ, timeout: timedelta | None = None) -> Ranks:
+    """Join the process group that the launcher describes (one process without a launcher) and bind the device.
+
+    A collective that takes longer than `timeout` ends the process; None: COLLECTIVE_TIMEOUT.
+    """
     rank, world_size = int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1))
     local_rank = int(environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local_rank) if use_gpu else torch.device("cpu")
@@ -132,8 +137,23 @@ def start_ranks(*, use_gpu: bool, environ: Mapping[str, str] = os.environ) -> Ra
         _describe_lone_process()
         # Two backends on a GPU: tensors travel by NCCL, Python objects and flags by gloo on the host.
         backend = "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        timeout = timeout or COLLECTIVE_TIMEOUT
+        _wait_in_every_group(timeout)
+        if outlives_ranks(environ):
+            shared = next(rendezvous("env://", rank, world_size, timeout=timeout))[0]
+            store = own_part(shared, rank=rank, world_size=world_size, timeout=timeout)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
     return Ranks(rank=rank, world_size=world_size, local_rank=local_rank, device=device)
+
+
+def _wait_in_every_group(timeout: timedelta) -> None:
+    """Groups that others make (DeepSpeed's, of all ranks again) wait as long: torch gives them a default by backend."""
+    module = dist.distributed_c10d
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        if getattr(module, name, None) is not None:
+            setattr(module, name, timeout)
 
 
 def stop_ranks() -> None:

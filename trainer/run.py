@@ -15,21 +15,24 @@ from data_pipeline.config import load
 from data_pipeline.stage import StageError
 from trainer import checkpoint
 from trainer.base import pin_base
+from trainer.beats import clear_beats, group_name
 from trainer.config import TrainConfig, unread_keys
 from trainer.errors import RunError, TrainingStopped
 from trainer.gate import run_gate
 from trainer.journal import Journal
 from trainer.launch_environment import check_launch, wants_gpu
+from trainer.ledger import rewind_ledger
 from trainer.loop import train
 from trainer.metrics import memory_gib
 from trainer.ops import ensure_ops_built
 from trainer.programs import add_scripts_to_path
 from trainer.quantize import held_bytes
 from trainer.quiet import quieten_libraries
-from trainer.ranks import Ranks, start_ranks, stop_ranks
+from trainer.ranks import PATIENCE, Ranks, start_ranks, stop_ranks
 from trainer.resilience import DONE, FAILED, REFUSED, STOPPED, ExitRecord, StopFlag
 from trainer.run_folder import EVALUATIONS_NAME, METRICS_NAME, RunFolder, read_lines
 from trainer.setup import Run, probe_kernel, restore, set_up
+from trainer.watchdog import Seat, Watchdog
 
 Watcher = Callable[[str], None]
 
@@ -44,21 +47,41 @@ def run_rank(path: str, overrides: Sequence[str], *, stop: StopFlag) -> int:
     use_gpu = wants_gpu(num_devices=torch.cuda.device_count() if torch.cuda.is_available() else 0)
     check_launch(config)
     quieten_libraries(use_gpu=use_gpu)
-    ranks = start_ranks(use_gpu=use_gpu)
-    code = run_in_group(config, ranks, stop=stop)
-    stop_ranks()
+    # The watchdog is the one judge of what takes too long: it knows a slow save from a rank that is gone.
+    timeout = PATIENCE if config.watchdog.timeout_seconds else None
+    with Watchdog(config.watchdog, run_folder=_run_folder(config), seat=Seat.of()) as watchdog:
+        ranks = start_ranks(use_gpu=use_gpu, timeout=timeout)
+        code = run_watched(config, ranks, stop=stop, watchdog=watchdog)
+        stop_ranks()
     return code
 
 
 def run_in_group(config: TrainConfig, ranks: Ranks, *, stop: StopFlag, on_phase: Watcher = lambda phase: None) -> int:
-    """One attempt of a run on ranks that stand already; `on_phase` hears "load", "step", "evaluate" and "save"."""
-    folder = RunFolder(Path(config.run.folder) / config.run.name, rank=ranks.rank)
-    begun = _Begun(on_phase)
+    """One attempt of a run on ranks that stand already.
+
+    `on_phase` hears "load", "warm-up" (the first step), "step", "evaluate" and "save".
+    """
+    seat = Seat(rank=ranks.rank, world_size=ranks.world_size, local_rank=ranks.local_rank)
+    with Watchdog(config.watchdog, run_folder=_run_folder(config), seat=seat) as watchdog:
+        return run_watched(config, ranks, stop=stop, watchdog=watchdog, on_phase=on_phase)
+
+
+def _run_folder(config: TrainConfig) -> Path:
+    return Path(config.run.folder) / config.run.name
+
+
+def run_watched(
+    config: TrainConfig, ranks: Ranks, *, stop: StopFlag, watchdog: Watchdog, on_phase: Watcher = lambda phase: None
+) -> int:
+    """One attempt of a run under a watchdog that runs already."""
+    folder = RunFolder(_run_folder(config), rank=ranks.rank)
+    begun = _Begun(watchdog, on_phase)
     with ExitStack() as stack:
-        ranks.on_main(lambda: stack.enter_context(folder.hold(config, ranks=ranks.world_size)))
+        watchdog.board(ranks.on_main(lambda: _hold(stack, folder, config, ranks)))
         try:
             record = _attempt(config, ranks, folder, stop=stop, on_phase=begun)
         except Exception as error:
+            watchdog.end_if_hung()
             _tell_failure(folder, ranks, error, was_training=begun.training)
             if begun.training and isinstance(error, RunError):
                 raise TrainingStopped(str(error), told_by_main=error.told_by_main) from error
@@ -91,13 +114,22 @@ def with_shards(config: TrainConfig) -> TrainConfig:
 class _Begun:
     """Passes phases on, and remembers whether a step was begun: from there on an error is no refusal."""
 
-    def __init__(self, on_phase: Watcher) -> None:
+    def __init__(self, watchdog: Watchdog, on_phase: Watcher) -> None:
+        self.watchdog = watchdog
         self._on_phase = on_phase
         self.training = False
 
     def __call__(self, phase: str) -> None:
         self.training = self.training or phase != "load"
+        self.watchdog.phase(phase)
         self._on_phase(phase)
+
+
+def _hold(stack: ExitStack, folder: RunFolder, config: TrainConfig, ranks: Ranks) -> int:
+    """Hold the folder until `stack` ends; returns the number of the attempt."""
+    stack.enter_context(folder.hold(config, ranks=ranks.world_size))
+    clear_beats(folder.path, group=group_name())
+    return folder.attempt
 
 
 def _tell_failure(folder: RunFolder, ranks: Ranks, error: Exception, *, was_training: bool) -> None:
@@ -111,7 +143,7 @@ def _tell_failure(folder: RunFolder, ranks: Ranks, error: Exception, *, was_trai
             folder.write_exit(ExitRecord(code=FAILED if was_training else REFUSED, reason=reason, step=step))
 
 
-def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: StopFlag, on_phase: Watcher) -> ExitRecord:
+def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: StopFlag, on_phase: _Begun) -> ExitRecord:
     """Choose the checkpoint, set up, restore, train."""
     on_phase("load")
     chosen = checkpoint.choose(folder.checkpoints, ranks)
@@ -131,7 +163,8 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
         add_scripts_to_path()
         ranks.together(lambda: ensure_ops_built() if ranks.local_rank == 0 else None)
     run = set_up(pin_base(config, folder.path, ranks), ranks)
-    run.on_phase = on_phase
+    run.on_phase, run.on_mark = on_phase, on_phase.watchdog.mark
+    on_phase.watchdog.follow(lambda: run.progress.step)
     ranks.on_main(lambda: folder.bring_companions(Path(config.data.shards)))
     if chosen.path is None:
         run_gate(run, ranks)
@@ -143,7 +176,7 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
             run.progress.note_evaluation(loss=float(evaluation["loss"]))
     _introduce(run, folder, chosen.path)
     ranks.on_main(lambda: _begin(folder, run, chosen.path))
-    journal = ranks.together(lambda: Journal(run, folder))
+    journal = ranks.together(lambda: _open_journal(run, folder, resumed=chosen.path is not None))
     try:
         finished = train(run, journal, checkpoints=folder.checkpoints, stop_requested=lambda: stop.requested)
     finally:
@@ -163,7 +196,16 @@ def _begin(folder: RunFolder, run: Run, resumed: Path | None) -> None:
     detail = {"reason": str(resumed or "a new run"), **asdict(run.parameters)}
     if lost := run.stream.rows.counts.num_documents_too_long:
         detail["num_rows_left_out"] = lost
+    if run.reshaped:
+        folder.append_event(kind="reshaped", step=step, detail=run.reshaped, action="each rank reads its own part")
     folder.append_event(kind="started", step=step, detail=detail, action="trains on from here")
+
+
+def _open_journal(run: Run, folder: RunFolder, *, resumed: bool) -> Journal:
+    """The journal of this attempt; the ledger goes back to where it starts."""
+    step = run.progress.step if resumed else -1
+    rewind_ledger(folder.path, step=step, rank=run.ranks.rank, world_size=run.ranks.world_size)
+    return Journal(run, folder)
 
 
 def _last_evaluation(folder: RunFolder, *, step: int) -> dict[str, Any]:
@@ -193,6 +235,7 @@ def _introduce(run: Run, folder: RunFolder, resumed: Path | None) -> None:
         f"{rows.num_rows:,} rows ({config.data.packing})",
         *_left_out(run),
         f"  from step {run.progress.step:,}: {resumed}" if resumed is not None else "  a new run",
+        *([f"  {run.reshaped}: each rank reads its own part"] if run.reshaped else []),
         *(f"  {line}" for line in unread_keys(config)),
     ]
     _say(run.ranks, "\n".join(lines))

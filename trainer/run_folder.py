@@ -3,8 +3,10 @@
 config.yaml  environment.json       the resolved tree; commit, package versions, devices
 attempts.jsonl                      one line a start
 metrics.jsonl  evaluations.jsonl    one line a logged step, one an evaluation; unique steps, also after a resume
-events.jsonl                        what went wrong and what was done, from any rank
+events.jsonl                        what went wrong and what was done, from any rank; each checkpoint that was saved
 exit.json  lock                     why the last attempt ended; who works here
+beats/  hangs/                      what each rank is doing; the stacks of the ranks of a run that stood still
+ledger/                             the rows of each step, where logging.ledger says so
 base.json                           what model.from stood for at the first start
 tokenizer/  template.yaml           what made the shards, copied from them
 checkpoints/                        step folders
@@ -51,9 +53,14 @@ MAY_DIFFER = (
     "gate.",
     "checkpoint.",
     "logging.",
+    "watchdog.",
+    "debug.",
     "run.name",
     "run.folder",
     "run.expected_ranks",
+    "engine.zero_stage",  # which rank holds what
+    "engine.offload_optimizer",
+    "engine.bucket_mb",
     "data.shards",  # a path; what lies there is compared by its hash
     "data.raw.",  # what shards are made of
     "data.raw",

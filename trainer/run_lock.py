@@ -207,6 +207,26 @@ def held(folder: Path, *, timing: LockTiming | None = None) -> Iterator[RunLock]
         lock.release()
 
 
+def holder_of(folder: Path) -> Holder | None:
+    """Who holds the run folder, dead or alive; None if nobody does."""
+    try:
+        return _read(folder / LOCK_NAME)
+    except RunError:
+        return None
+
+
+def is_here(holder: Holder) -> bool:
+    """Whether a holder's process number is one of this machine's, so that it can be asked and signalled here."""
+    return bool(holder.machine) and (holder.host, holder.machine) == (socket.gethostname(), _machine())
+
+
+def seems_alive(holder: Holder, *, timing: LockTiming | None = None) -> bool:
+    """Whether a holder lives, by one look: the kernel knows it of this machine, elsewhere the last beat's age tells."""
+    if is_here(holder):
+        return process_start_time(holder.pid) == holder.start_time
+    return time.time() - holder.heartbeat < (timing or LockTiming()).timeout_seconds
+
+
 def _read(path: Path) -> Holder | None:
     """Who holds the lock; None if nobody does.
 

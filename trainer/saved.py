@@ -14,21 +14,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from data_pipeline import disk
 from data_pipeline.config import load
-from data_pipeline.disk import PARTIAL_SUFFIX
-from data_pipeline.stage import MANIFEST_NAME
+from data_pipeline.stage import MANIFEST_NAME, fingerprint
 from trainer import checkpoint
 from trainer.adapter import add_adapter
-from trainer.base import DEFAULT_ROOT, check_base, identify, pinned_source, with_source
+from trainer.base import check_base, identify, pinned_source, restore_base, with_source
+from trainer.checkpoint_marker import read_marker
 from trainer.config import TrainConfig
 from trainer.engine import load_weights
 from trainer.errors import RunError
+from trainer.locate import ADAPTER_CONFIG_NAME, DEFAULT_ROOT, locate
 from trainer.merge import merge_in_place, unpack
 from trainer.model import Kernel, Vocabulary, choose_attention, make_model, read_vocabulary
 from trainer.model_config import ModelConfig
 from trainer.quantize import QuantizationConfig, is_packed
 from trainer.quiet import bars_on_terminals_only
-from trainer.run_folder import CHECKPOINTS_NAME, CONFIG_NAME
+from trainer.run_folder import CONFIG_NAME
 
 if TYPE_CHECKING:
     from data_pipeline.templates import Template
@@ -36,11 +38,12 @@ if TYPE_CHECKING:
 
 TOKENIZER_NAME = "tokenizer"
 TEMPLATE_NAME = "template.yaml"
-ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."  # peft's names of the modules of a model that it wraps
 
 Quantize = Literal["nf4", "none"]
+Dtype = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -69,21 +72,17 @@ def find_saved(name: str | Path) -> Saved:
     Raises:
         RunError: none of these, or a run without a complete checkpoint.
     """
-    for path in (Path(name), DEFAULT_ROOT / name):
-        if (path / checkpoint.COMPLETE_NAME).is_file():
-            return Saved(path, _config_in(path), path, _run_folder_of(path))
-        if (path / CONFIG_NAME).is_file():
-            complete = checkpoint.find_complete(path / CHECKPOINTS_NAME)
-            if not complete:
-                raise RunError(f"{path}: no complete checkpoint yet; train it first, or name a model folder")
-            return Saved(path, _config_in(path), complete[0], path)
-        is_model = (path / "config.json").is_file() or (path / ADAPTER_CONFIG_NAME).is_file()
-        if is_model and path.suffix != PARTIAL_SUFFIX:  # else an export that was killed
-            return Saved(path, None, None, None)
-    raise RunError(
-        f"{name}: not a run folder (config.yaml), nor a run under {DEFAULT_ROOT}/, nor a checkpoint (COMPLETE), nor a "
-        "model folder (config.json, adapter_config.json); check the path"
-    )
+    place = locate(name)
+    if place is None:
+        raise RunError(
+            f"{name}: not a run folder (config.yaml), nor a run under {DEFAULT_ROOT}/, nor a checkpoint (COMPLETE), "
+            "nor a model folder (config.json, adapter_config.json); check the path"
+        )
+    if place.kind == "model":
+        return Saved(place.path, None, None, None)
+    if (found := place.checkpoint) is None:
+        raise RunError(f"{place.path}: no complete checkpoint yet; train it first, or name a model folder")
+    return Saved(place.path, _config_in(place.path), found, place.run_folder)
 
 
 def _config_in(folder: Path) -> TrainConfig:
@@ -93,9 +92,34 @@ def _config_in(folder: Path) -> TrainConfig:
     return config if source is None else with_source(config, source)
 
 
-def _run_folder_of(folder: Path) -> Path | None:
-    run_folder = folder.parent.parent
-    return run_folder if (run_folder / CONFIG_NAME).is_file() else None
+def weights_sha256(saved: Saved) -> str:
+    """What tells these weights from others: COMPLETE's hash of itself, or of a model folder what `identify` makes.
+
+    An adapter folder is told apart by its base too; a checkpoint's state holds that.
+
+    Raises:
+        CheckpointError: COMPLETE is damaged.
+    """
+    if saved.checkpoint is not None:
+        marker, fault = read_marker(saved.checkpoint)
+        if fault:
+            raise checkpoint.CheckpointError(f"{fault}; name an older checkpoint")
+        return str(marker["sha256"])
+    base = identify(_from_folder(saved)).sha256
+    if not is_adapter(saved):
+        return base
+    names = (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME)
+    return fingerprint([base, *(disk.sha256_of(saved.path / name) for name in names)])
+
+
+def usual_dtype(saved: Saved) -> Dtype:
+    """In which a saved model is held and computed here: on a GPU the run's precision, bf16 of a folder; else float32.
+
+    What is held in 4 bits stays so.
+    """
+    if not torch.cuda.is_available():
+        return "fp32"
+    return saved.config.train.precision if saved.config is not None else "bf16"
 
 
 def tokenizer_folder(saved: Saved) -> Path:
@@ -180,6 +204,8 @@ def _open(
     bars_on_terminals_only()
     if saved.checkpoint is not None and (faults := checkpoint.verify(saved.checkpoint)):
         raise checkpoint.CheckpointError("\n".join(faults) + f"\n{saved.checkpoint}: damaged; name an older one")
+    if saved.config is not None:
+        restore_base(saved.path)
     described = _described(saved, quantize=quantize)
     precision = "fp32" if dtype == torch.float32 else "bf16"
     kernel = choose_attention(described, device=device, precision=precision).kernel
@@ -305,6 +331,12 @@ def vocabulary_of(saved: Saved) -> Vocabulary:
     # As shards do it: padding is never a target and nothing attends to it.
     pad_id = encoder.eos_id if encoder.pad_id is None else encoder.pad_id
     return Vocabulary(size=encoder.vocab_size, eos_id=encoder.eos_id, pad_id=pad_id)
+
+
+def told_ends(folder: Path) -> list[int]:
+    """The ids that a model folder's generation_config.json ends with; chat models have several."""
+    told = read_json(folder / "generation_config.json").get("eos_token_id")
+    return [] if told is None else told if isinstance(told, list) else [told]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from trainer.model import (
     read_vocabulary,
 )
 from trainer.objectives.causal_lm import CausalLM
+from trainer.pieces import PIECES_NAME, has_pieces
 from trainer.ranks import Ranks
 from trainer.resilience import StepPolicy
 
@@ -49,14 +50,24 @@ RECORDS: dict[Stage, str] = {"pretrain": "document", "sft": "instruction"}
 
 @dataclass
 class Progress:
-    """The counters of a run that are neither weights nor data order; saved in state.json."""
+    """The counters of a run that are neither weights nor data order; saved in state.json.
+
+    `step` counts refused updates too, for the stream has gone on; the schedule and `tokens`, targets that were learnt
+    from, have not (law 8).
+    """
 
     step: int = 0
+    num_skipped: int = 0
     tokens: int = 0
     saved_step: int = -1
     evaluated_step: int = -1
     best_step: int = -1
     best_loss: float | None = None
+
+    @property
+    def num_updates(self) -> int:
+        """Updates that were applied: the place in the learning rate's schedule."""
+        return self.step - self.num_skipped
 
     def note_evaluation(self, *, loss: float) -> bool:
         """Remember that `step` was evaluated; whether it is the best so far."""
@@ -85,7 +96,11 @@ class Run:
     flops_per_token: float
     base: BaseIdentity | None = None
     """The frozen base of an adapter, which its checkpoints do not hold."""
+    reshaped: str = ""
+    """What is other than at the save that it goes on from: ranks, ZeRO's stage."""
     on_phase: Callable[[str], None] = lambda phase: None
+    on_mark: Callable[[], None] = lambda: None
+    """Called where every rank passes within a phase: that is progress (law 13)."""
 
     def state_dict(self) -> dict[str, Any]:
         """state.json: the stream's integer with its identities, the counters, and what must be equal at resume."""
@@ -109,22 +124,41 @@ class Run:
 
 
 def engine_identity(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
-    """What a checkpoint's engine files depend on. Plain weights fit any number of ranks, ZeRO's shards only theirs."""
+    """What wrote a checkpoint's engine files. They fit any number of ranks, and ZeRO's pieces any of its stages."""
     if config.engine.kind == "none":
-        return {"kind": "none"}
+        return {"kind": "none", "ranks": ranks.world_size}
     return {"kind": "deepspeed", "zero_stage": config.engine.zero_stage, "ranks": ranks.world_size}
 
 
 def check_engine(saved: dict[str, Any], ours: dict[str, Any], *, folder: Path) -> None:
-    """Refuse a checkpoint of another engine, stage or (under ZeRO) number of ranks, before anything is loaded."""
-    for key in ("kind", "zero_stage", "ranks"):
-        if saved.get(key) != ours.get(key):
-            name = "WORLD_SIZE" if key == "ranks" else f"engine.{key}"
-            raise RunError(
-                f"{folder}: {name} was {saved.get(key)!r} at the save, this start has {ours.get(key)!r}: each rank's "
-                "file holds its shard of the optimizer, which nothing here reshapes yet; start with the old value "
-                "(the data order itself would follow any number of ranks)"
-            )
+    """Refuse a checkpoint of another kind of engine, before anything is loaded.
+
+    Raises:
+        RunError: its optimizer's state is in a form that this engine does not read.
+    """
+    if saved.get("kind") != ours["kind"]:
+        raise RunError(
+            f"{folder}: engine.kind was {saved.get('kind')!r} at the save, this start has {ours['kind']!r}, which "
+            "keeps its optimizer in another form; start with the old value"
+        )
+    if saved.get("kind") == "deepspeed" and not has_pieces(folder):
+        raise RunError(
+            f"{folder}: no {PIECES_NAME}/ in it, but DeepSpeed's own files, of an older version of this program; go on "
+            "with the version that wrote them, or give the run another run.name to begin anew"
+        )
+
+
+def reshaping(saved: dict[str, Any], ours: dict[str, Any]) -> str:
+    """What differs between the ranks and the ZeRO stage of a save and of this start; "" where nothing does."""
+    changed = [key for key in ("ranks", "zero_stage") if key in saved and saved[key] != ours.get(key)]
+    if not changed:
+        return ""
+    return f"saved by {_in_words(saved)}, goes on with {_in_words(ours)}"
+
+
+def _in_words(engine: dict[str, Any]) -> str:
+    ranks = f"{engine['ranks']} rank{'s' * (engine['ranks'] != 1)}"
+    return ranks + (f" under ZeRO-{engine['zero_stage']}" if "zero_stage" in engine else "")
 
 
 def open_stream(config: TrainConfig, ranks: Ranks) -> Stream:
@@ -160,6 +194,9 @@ def set_up(config: TrainConfig, ranks: Ranks) -> Run:
     )
     check_source_tokenizer(config, ranks)
     model = make_trainable_model(config, ranks, vocabulary=vocabulary, kernel=kernel.kernel)
+    vocabulary = vocabulary.in_model(model)
+    stream.rows.pad_with(vocabulary.pad_id)
+    heldout.pad_with(vocabulary.pad_id)
     parameters, flops = count_parameters(model), flops_per_token(model, seq_len=config.data.seq_len)
     base = ranks.on_main(lambda: identify(config.model)) if config.adapter is not None else None
     engine = make_engine(config, model=model, ranks=ranks)
@@ -283,7 +320,9 @@ def _compare_tokenizers(source: str, config: TrainConfig) -> None:
 def restore(run: Run, folder: Path) -> None:
     """Continue `run` from a checkpoint that was verified; refused before anything is loaded where it does not fit."""
     saved = checkpoint.read_state(folder)
-    check_engine(saved["engine"], engine_identity(run.config, run.ranks), folder=folder)
+    ours = engine_identity(run.config, run.ranks)
+    check_engine(saved["engine"], ours, folder=folder)
     check_base(saved.get("base"), run.base, folder=folder)
     run.load_state_dict(saved)
     run.engine.load(folder)
+    run.reshaped = reshaping(saved["engine"], ours)

@@ -38,6 +38,8 @@ class Updater:
     ranks: Ranks
     seed: int
     stop_requested: Callable[[], bool]
+    on_mark: Callable[[], None] = lambda: None
+    """Called between the forward and the backward pass, and after both."""
 
     def step(self, micro_batches: Sequence[Batch], *, number: int, lr: float) -> StepMetrics:
         """Apply the update `number`, or refuse it with every weight, moment and schedule as it was.
@@ -51,8 +53,10 @@ class Updater:
             self.engine.begin_micro_batch(last=batch is micro_batches[-1])
             loss = self.objective(self.engine.module, batch)
             loss_sum += loss.detach().double()
+            self.on_mark()
             # Ranks are averaged by the engine, so the mean over targets needs the world size back.
             self.engine.backward(loss * (self.ranks.world_size / num_targets))
+            self.on_mark()
         mean_loss, stop = self._reduce(loss_sum, num_targets)
         grad_norm = float(self.engine.grad_norm())
         verdict = self.policy.accepts(mean_loss, grad_norm)

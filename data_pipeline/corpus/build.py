@@ -5,11 +5,12 @@ Three waves: read the inputs into parts, find repeated texts over all parts, wri
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,17 +18,19 @@ from data_pipeline import disk, stage
 from data_pipeline.config import Config, to_tree
 from data_pipeline.corpus import hub, staging
 from data_pipeline.corpus.archive import ExpansionLimits
-from data_pipeline.corpus.packages import check_packages
-from data_pipeline.corpus.pieces import Piece, cut_files, piece_bytes
-from data_pipeline.corpus.read import FileRange
+from data_pipeline.corpus.listing import Lister, Listing, list_inputs
+from data_pipeline.corpus.packages import check_archives, check_packages
+from data_pipeline.corpus.pieces import cut_files, read_pieces, write_pieces
+from data_pipeline.corpus.read import MAX_LOST_NAMED
 from data_pipeline.corpus.records import RecordName
-from data_pipeline.corpus.sources import InputConfig, InputFile, find_files, paths_as_inputs
+from data_pipeline.corpus.sources import InputConfig, paths_as_inputs
 from data_pipeline.corpus.staging import Staging
 from data_pipeline.corpus.tally import Tally
 from data_pipeline.stage import Manifest, StageError, Task
 
-FORMAT_VERSION = 1  # of the code that turns equal inputs into equal bytes; one more rebuilds every corpus
+FORMAT_VERSION = 2  # of the code that turns equal inputs into equal bytes; one more rebuilds every corpus
 STAGING = ".staging"
+_OUR_FILES = (staging.LISTING_NAME, stage.MANIFEST_NAME)
 BUCKET_INPUT_BYTES = 256 << 20  # of compressed input; at 25 bytes a document its digests stay below 1 GB
 
 
@@ -76,7 +79,11 @@ def _unfit_keys(record: RecordName, index: int, options: InputConfig) -> Iterato
 
 @dataclass(frozen=True)
 class CorpusBuild:
-    """The stage. Its staging folder lies in the output and is named by the hash of the inputs."""
+    """The stage. Its staging folder lies in the output and is named by the hash of the inputs.
+
+    A finished corpus of other inputs is refused, never overwritten. No list of files is held in memory: `plan` writes
+    it, and a slice of it for each task.
+    """
 
     config: CorpusConfig
 
@@ -85,30 +92,29 @@ class CorpusBuild:
         return self.config.output
 
     @cached_property
-    def files(self) -> list[InputFile]:
-        """Every file of the inputs; raises StageError where there is none."""
+    def listing(self) -> Listing:
+        """Of every file of the inputs; raises StageError where there is none to read."""
         for index, options in enumerate(self.config.inputs):
             if self.output.resolve().is_relative_to(options.path.resolve()):
                 raise StageError(
                     f"output: {self.output} lies inside inputs.{index}.path {options.path}; write elsewhere"
                 )
-        files = find_files(self.config.inputs)
-        if not any(not file.skip_reason for file in files):
+        listing = list_inputs(self.config.inputs)
+        if not listing.num_to_read:
             named = ", ".join(str(options.path) for options in self.config.inputs)
             raise StageError(
-                f"inputs: no file to read in {named} (빈 말뭉치), {len(files):,} files of other kinds; "
+                f"inputs: no file to read in {named} (빈 말뭉치), {listing.num_files:,} files of other kinds; "
                 "give a folder with .zip, .json, .jsonl, .csv, .tsv, .parquet, .txt or .md, or set format"
             )
-        return files
+        return listing
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """What decides the result, without a path of this machine: names, sizes, times and the config."""
+        """What decides the result, without a path of this machine: the files in three figures, and the config."""
         tree = to_tree(self.config)
         options = [{key: value for key, value in item.items() if key != "path"} for item in tree.pop("inputs")]
         tree.pop("output")
-        files = [file.identity for file in self.files]
-        return {"format_version": FORMAT_VERSION, "files": files, "options": options, "config": tree}
+        return {"format_version": FORMAT_VERSION, "files": self.listing.identity, "options": options, "config": tree}
 
     @cached_property
     def inputs_sha256(self) -> str:
@@ -118,32 +124,36 @@ class CorpusBuild:
         return stage.is_done(self.output, kind="corpus", inputs_sha256=self.inputs_sha256)
 
     def plan(self) -> list[Task]:
+        """Three waves of tasks, none where all is done; raises StageError where another corpus stands there."""
+        if self.is_done():
+            return []
         self._prepare()
-        parts = self._parts()
-        num_buckets = self._num_buckets()
+        part_bytes = self._planned()["part_bytes"]
+        num_parts, num_buckets = len(part_bytes), self._num_buckets()
+        staging_name = self._staging.folder.name
         tasks = []
-        for part, pieces in enumerate(parts):
-            spec = {"part": part, "pieces": pieces}
-            tasks.append(
-                Task(f"read-{part:05d}", 0, spec, piece_bytes(self.files, pieces, task_bytes=self.config.task_bytes))
-            )
+        for part, num_bytes in enumerate(part_bytes):
+            tasks.append(Task(f"read-{part:05d}", 0, {"staging": staging_name, "part": part}, num_bytes))
         for bucket in range(num_buckets):
-            spec = {"bucket": bucket, "num_parts": len(parts), "num_buckets": num_buckets}
+            spec = {"staging": staging_name, "bucket": bucket, "num_parts": num_parts, "num_buckets": num_buckets}
             tasks.append(Task(f"repeats-{bucket:05d}", 1, spec))
-        for part in range(len(parts)):
-            tasks.append(
-                Task(f"write-{part:05d}", 2, {"part": part, "num_buckets": num_buckets}, tasks[part].num_bytes)
-            )
+        for part, num_bytes in enumerate(part_bytes):
+            spec = {"staging": staging_name, "part": part, "num_buckets": num_buckets}
+            tasks.append(Task(f"write-{part:05d}", 2, spec, num_bytes))
         return tasks
 
-    def run(self, task: Task) -> None:
+    def is_task_done(self, task: Task) -> bool:
         kind, _, number = task.name.partition("-")
-        spec, places = task.spec, self._staging
-        if places.marker(kind, int(number)).is_file():
+        return self._staging_of(task.spec["staging"]).marker(kind, int(number)).is_file()
+
+    def run(self, task: Task) -> None:
+        kind = task.name.partition("-")[0]
+        spec, places = task.spec, self._staging_of(task.spec["staging"])
+        if self.is_task_done(task):
             return
         match kind:
             case "read":
-                pieces = [FileRange(self.files[index], start, stop) for index, start, stop in spec["pieces"]]
+                pieces = read_pieces(places.pieces(spec["part"]))
                 limits, record = self.config.limits, self.config.record
                 staging.read_part(places, spec["part"], pieces, self.config.inputs, limits=limits, record=record)
             case "repeats":
@@ -154,19 +164,28 @@ class CorpusBuild:
                 staging.write_part(places, spec["part"], **sizes, record=self.config.record)
 
     def finish(self) -> Manifest:
-        parts = range(len(self._parts()))
+        if self.is_done():
+            self._remove_staging()
+            return stage.read_manifest(self.output, kind="corpus")
+        parts = range(len(self._planned()["part_bytes"]))
         self._check_all_done(len(parts))
         tally = Tally()
         for part in parts:
             tally.add(self._staging.result("read", part)["tally"])
+        names = {str(index): str(options.path) for index, options in enumerate(self.config.inputs)}
+        rejects = f"{self.output}/rejects"
         if not self.config.accept_thin_packages:
-            names = {str(index): str(options.path) for index, options in enumerate(self.config.inputs)}
-            check_packages(tally.packages, names, min_text_share=self.config.min_text_share)
+            share = self.config.min_text_share
+            check_packages(tally.packages, names, min_text_share=share, rejects=rejects)
         written = [self._staging.result("write", part) for part in parts]
         manifest = self._manifest(tally, written)
+        if not self.config.accept_thin_packages:
+            check_archives(tally.packages, names, rejects=rejects)
+        if self._staging.listing.exists():
+            disk.rename(self._staging.listing, self.output / staging.LISTING_NAME)
         disk.sync_folder(self.output)
         manifest = stage.write_manifest(self.output, manifest)
-        disk.remove_tree(self.output / STAGING)
+        self._remove_staging()
         return manifest
 
     def _manifest(self, tally: Tally, written: list[dict[str, Any]]) -> Manifest:
@@ -183,7 +202,11 @@ class CorpusBuild:
                 f"{self.output}: not one {self.config.record} was kept (빈 말뭉치): {counts}; "
                 f"see {self.output}/rejects for files, offsets and errors"
             )
-        rejects = [self._staging.result("read", part)["rejects"] for part in range(len(written))]
+        read = [self._staging.result("read", part) for part in range(len(written))]
+        rejects = [result["rejects"] for result in read]
+        lost = [reject for result in read for reject in result["lost"]]
+        num_lost = sum(package.get("num_lost_archive", 0) for package in tally.packages.values())
+        num_archives = num_lost + sum(package.get("num_archive", 0) for package in tally.packages.values())
         return {
             "kind": "corpus",
             "record": self.config.record,
@@ -195,7 +218,11 @@ class CorpusBuild:
             "accounting": {key: account[key] for key in ("items", "item_bytes", "records")},
             "sources": _add_sources(written),
             "config": to_tree(self.config),
-            "inputs": self.inputs["files"],
+            "encodings": account["encodings"],
+            "archives": {"num_found": num_archives, "num_lost": num_lost},
+            "lost": lost[:MAX_LOST_NAMED],
+            "input_list": self._planned()["listing"] | {"num_files": self.listing.num_files},
+            "inputs": self.inputs,
             "inputs_sha256": self.inputs_sha256,
             **({"forms": account["forms"]} if account["forms"] else {}),
             **({"hub": datasets} if (datasets := list(self._hub_datasets())) else {}),
@@ -203,7 +230,7 @@ class CorpusBuild:
 
     def _hub_datasets(self) -> Iterator[dict[str, Any]]:
         """What was read from the hub, and the commit that each revision stood for."""
-        commits = {file.input_index: file.commit for file in self.files}
+        commits = self.listing.commits
         for index, options in enumerate(self.config.inputs):
             dataset = hub.dataset_of(options.path, where=f"inputs.{index}.path")
             if dataset is not None:
@@ -211,30 +238,64 @@ class CorpusBuild:
 
     @property
     def _staging(self) -> Staging:
-        return Staging(self.output / STAGING / self.inputs_sha256[:16], self.output)
+        return self._staging_of(self.inputs_sha256[:16])
+
+    def _staging_of(self, name: str) -> Staging:
+        return Staging(self.output / STAGING / name, self.output)
 
     def _prepare(self) -> None:
-        """Make the staging folder; what lies in the output from other inputs is removed, from others' work refused."""
-        if self._staging.folder.is_dir():
-            return
+        """Make the staging folder; unfinished work on other inputs is removed, what is finished or foreign refused."""
         output, root = self.output, self.output / STAGING
         names = {path.name for path in output.iterdir()} if output.is_dir() else set()
-        ours = {"data", "rejects", stage.MANIFEST_NAME, stage.MANIFEST_NAME + disk.PARTIAL_SUFFIX}
+        if stage.MANIFEST_NAME in names:
+            self._refuse_other(stage.read_manifest(output, kind="corpus"))
+        if self._staging.folder.is_dir():
+            return
+        ours = {"data", "rejects", *(name + end for name in _OUR_FILES for end in ("", disk.PARTIAL_SUFFIX))}
         foreign = {name for name in names - ours if not name.startswith(".")}
-        if foreign or (names and not {STAGING, stage.MANIFEST_NAME} & names):
+        if foreign or (names and STAGING not in names):
             held = ", ".join(sorted(foreign or names))
             raise StageError(f"output: {output} holds {held}, which no corpus build wrote; give an empty folder")
-        if stage.MANIFEST_NAME in names:
-            stage.read_manifest(output, kind="corpus")  # another kind of folder is refused
         root.mkdir(parents=True, exist_ok=True)  # from here on the folder is known as ours, wherever a kill falls
-        if stage.MANIFEST_NAME in names:
-            (output / stage.MANIFEST_NAME).unlink()
-            disk.sync_folder(output)
         for folder in (output / "data", output / "rejects", *root.iterdir()):
             if folder.is_dir():
                 disk.remove_tree(folder)
+        (output / staging.LISTING_NAME).unlink(missing_ok=True)
         (output / "data").mkdir()
         self._staging.folder.mkdir()
+
+    def _refuse_other(self, manifest: Manifest) -> NoReturn:
+        """A finished corpus is hours of work: what differs is told, nothing is touched."""
+        theirs = manifest["inputs"] if isinstance(manifest["inputs"], dict) else {"format_version": 1}
+        differing = "; ".join(stage.differences(theirs, self.inputs))
+        raise StageError(
+            f"{self.output}: holds a corpus of other inputs ({manifest['inputs_sha256'][:12]}…, now "
+            f"{self.inputs_sha256[:12]}…): {differing}; give another output folder, or remove this one"
+        )
+
+    def _planned(self) -> dict[str, Any]:
+        """The sizes of the parts and the listing's file; the first call goes through the inputs and writes them."""
+        places = self._staging
+        if not places.plan.is_file():
+            with disk.durable_file(places.listing) as file:
+                lister = Lister(self.config.inputs, on_line=file.write)
+                part_bytes = []
+                for number, part in enumerate(cut_files(lister.files(), task_bytes=self.config.task_bytes)):
+                    write_pieces(places.pieces(number), part.pieces)
+                    part_bytes.append(part.num_bytes)
+            if lister.listing() != self.listing:
+                raise StageError(
+                    f"inputs: the files changed while they were listed ({self.listing.identity}, then "
+                    f"{lister.listing().identity}); start again when nothing writes there"
+                )
+            entry = asdict(file.record(staging.LISTING_NAME))
+            disk.write_json(places.plan, {"part_bytes": part_bytes, "listing": entry})
+        tree: dict[str, Any] = json.loads(places.plan.read_text(encoding="utf-8"))
+        return tree
+
+    def _remove_staging(self) -> None:
+        if (self.output / STAGING).is_dir():
+            disk.remove_tree(self.output / STAGING)
 
     def _check_all_done(self, num_parts: int) -> None:
         numbers = {"read": num_parts, "repeats": self._num_buckets(), "write": num_parts}
@@ -250,10 +311,7 @@ class CorpusBuild:
             )
 
     def _num_buckets(self) -> int:
-        return 1 + sum(file.num_bytes for file in self.files) // BUCKET_INPUT_BYTES
-
-    def _parts(self) -> list[list[Piece]]:
-        return cut_files(self.files, task_bytes=self.config.task_bytes)
+        return 1 + self.listing.num_bytes // BUCKET_INPUT_BYTES
 
 
 def _file_entry(result: dict[str, Any]) -> dict[str, Any]:

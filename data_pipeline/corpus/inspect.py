@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,9 @@ class Inspection:
             f"record     {self.record}" + (f" (지시 대화): {forms}" if forms else ""),
         ]
         lines += [
-            f"{name:<10} {self.tally[name]}" for name in ("passed_over", "rejected", "dropped") if self.tally[name]
+            f"{name:<10} {self.tally[name]}"
+            for name in ("encodings", "passed_over", "rejected", "dropped")
+            if self.tally[name]
         ]
         for record in self.samples:
             lines += ["", f"{record.id}  [{record.source}] {record.split_hint} {record.metadata}", *_texts(record)]
@@ -76,8 +77,10 @@ def inspect_path(path: Path, *, options: InputConfig | None = None, num_samples:
     It is a corpus of the kind of record of which something is found.
     """
     chosen = options or InputConfig(path=path)
-    files = find_files([chosen])
-    has_rows = any(file.kind in _ROW_KINDS for file in files)
+    files = _Files()
+    for file in find_files([chosen]):
+        files.add(file)
+    has_rows = any(kind in _ROW_KINDS for kind in files.kinds)
     kinds: tuple[RecordName, ...] = ("instruction", "document") if has_rows else ("document", "instruction")
     looks: dict[RecordName, Inspection] = {}
     faults: dict[RecordName, StageError] = {}
@@ -95,18 +98,41 @@ def inspect_path(path: Path, *, options: InputConfig | None = None, num_samples:
     return looks["document"]
 
 
-def _look(files: Sequence[InputFile], options: InputConfig, record: RecordName, *, num_samples: int) -> Inspection:
+@dataclass
+class _Files:
+    """The first files of an input, and figures of all of them."""
+
+    first: list[InputFile] = field(default_factory=list)
+    num_files: int = 0
+    num_bytes: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, file: InputFile) -> None:
+        if self.num_files < MAX_FILES:
+            self.first.append(file)
+        self.num_files += 1
+        self.num_bytes += file.num_bytes
+        self.kinds[file.skip_reason or file.kind or ""] += 1
+
+
+def _look(files: _Files, options: InputConfig, record: RecordName, *, num_samples: int) -> Inspection:
     rejects: list[Reject] = []
     reading = Reading([options], limits=ExpansionLimits(), on_reject=rejects.append, record=record)
     samples: list[AnyRecord] = []
-    is_whole = len(files) <= MAX_FILES
-    for file in files[:MAX_FILES]:
+    is_whole = files.num_files <= MAX_FILES
+    for file in files.first:
         records = reading.records(FileRange(file))
         for found in itertools.islice(records, MAX_RECORDS_A_FILE):
             if len(samples) < num_samples:
                 samples.append(found)
         is_whole = is_whole and next(records, None) is None
-    kinds = Counter(file.skip_reason or file.kind or "" for file in files)
-    num_bytes = sum(file.num_bytes for file in files)
-    tally = reading.tally.to_tree()
-    return Inspection(record, len(files), num_bytes, dict(kinds), samples, rejects[:num_samples], tally, is_whole)
+    return Inspection(
+        record,
+        files.num_files,
+        files.num_bytes,
+        dict(files.kinds),
+        samples,
+        rejects[:num_samples],
+        reading.tally.to_tree(),
+        is_whole,
+    )

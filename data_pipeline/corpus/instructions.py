@@ -6,6 +6,7 @@ business.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 
 from data_pipeline.corpus.aihub import UnknownSchemaError, select
 from data_pipeline.corpus.columns import MissingColumnError, RowShape, key_of, missing_column
+from data_pipeline.corpus.encoding import encoding_of
 from data_pipeline.corpus.json_stream import iterate_values
 from data_pipeline.corpus.records import Instruction, Reject
 from data_pipeline.corpus.sources import InputConfig, InstructionColumns, Kind
@@ -151,7 +153,7 @@ def read_json(stream: BinaryIO, options: InputConfig) -> Iterator[Instruction | 
     """
     fitting: set[str] = set()
     unfit: dict[str, list[int]] = {}
-    for key, offset, element in iterate_values(stream):
+    for key, offset, element in iterate_values(stream, encoding=encoding_of(stream, options)):
         if isinstance(element, dict) and form_of(element, options, root=key) is not None:
             if key not in fitting:
                 fitting.add(key)
@@ -171,7 +173,8 @@ def _root_row(stream: BinaryIO, options: InputConfig, *, keys: list[str]) -> Ins
         stream.seek(0)
         data = stream.read(MAX_ROOT_BYTES + 1)
         if len(data) <= MAX_ROOT_BYTES:
-            return to_instruction(json.loads(data.decode("utf-8-sig"), strict=False), options, 0)
+            text = data.removeprefix(codecs.BOM_UTF8).decode(encoding_of(stream, options))
+            return to_instruction(json.loads(text, strict=False), options, 0)
     found = ", ".join(map(repr, keys)) or "nothing"
     wanted = (
         known_forms() if options.columns is None else ", ".join(repr(name) for _, name in _forms(options)[0].needed)

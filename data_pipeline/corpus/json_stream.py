@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from json import JSONDecodeError, JSONDecoder
 from typing import Any, BinaryIO
 
@@ -22,35 +22,48 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class JsonError(ValueError):
-    """Not JSON, or not UTF-8. `offset` is in bytes from the start of the file."""
+    """Not JSON, or not in its encoding. `offset` is in bytes from the start of the file."""
 
     def __init__(self, message: str, *, offset: int) -> None:
         super().__init__(message)
         self.offset = offset
 
 
-def iterate_values(stream: BinaryIO, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[str, int, Any]]:
+def iterate_values(
+    stream: BinaryIO,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    encoding: str = "utf-8",
+    on_array: Callable[[str], object] | None = None,
+) -> Iterator[tuple[str, int, Any]]:
     """Yield (root key, byte offset, value) for each element of an array under the root, and each other root value.
 
-    A root that is a list has the key "". The stream is read to its end, so that its checksum is checked.
+    A root that is a list has the key "". `on_array` gets the key of each array, an empty one too, which yields nothing.
+    The stream is read to its end, so that its checksum is checked.
 
     Raises:
         JsonError: with the byte offset of the fault.
     """
-    window = _Window(stream, chunk_bytes)
+    window = _Window(stream, chunk_bytes, encoding)
+    on_array = on_array or _ignore
     match window.peek():
         case "[":
+            on_array("")
             for offset, value in _elements(window):
                 yield "", offset, value
         case "{":
-            yield from _members(window)
+            yield from _members(window, on_array)
         case _:
             yield "", window.offset, window.value()
     if window.peek():
         raise window.error("text after the end of the JSON value")
 
 
-def _members(window: _Window) -> Iterator[tuple[str, int, Any]]:
+def _ignore(key: str) -> None:
+    return None
+
+
+def _members(window: _Window, on_array: Callable[[str], object]) -> Iterator[tuple[str, int, Any]]:
     window.expect("{")
     if window.peek() == "}":
         window.expect("}")
@@ -61,6 +74,7 @@ def _members(window: _Window) -> Iterator[tuple[str, int, Any]]:
             raise window.error(f"the key {key!r} of an object is not a string")
         window.expect(":")
         if window.peek() == "[":
+            on_array(key)
             for offset, value in _elements(window):
                 yield key, offset, value
         else:
@@ -86,10 +100,11 @@ def _elements(window: _Window) -> Iterator[tuple[int, Any]]:
 class _Window:
     """The text of a stream from the next value on, as much of it as was needed so far."""
 
-    def __init__(self, stream: BinaryIO, chunk_bytes: int) -> None:
+    def __init__(self, stream: BinaryIO, chunk_bytes: int, encoding: str) -> None:
         self._stream = stream
         self._chunk_bytes = chunk_bytes
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._encoding = encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
         self._json = JSONDecoder(strict=False)  # raw control characters inside strings do occur; normalise() drops them
         self._text = ""
         self._at = 0
@@ -139,11 +154,11 @@ class _Window:
 
     def error(self, message: str, *, behind: int = 0) -> JsonError:
         sound = self._text[self._at : self._at + behind]
-        return JsonError(message, offset=self.offset + len(sound.encode("utf-8", "surrogatepass")))
+        return JsonError(message, offset=self.offset + len(sound.encode(self._encoding)))
 
     def _advance(self, to: int) -> None:
         if to > self._at:
-            self.offset += len(self._text[self._at : to].encode("utf-8", "surrogatepass"))
+            self.offset += len(self._text[self._at : to].encode(self._encoding))
             self._at = to
 
     def _grow(self) -> bool:
@@ -167,7 +182,7 @@ class _Window:
             text = self._decoder.decode(data, final=self._is_at_end)
         except UnicodeDecodeError as error:
             offset = self._read_bytes - num_pending + error.start
-            raise JsonError(f"not UTF-8: {error.reason}", offset=offset) from None
+            raise JsonError(f"not {self._encoding.upper()}: {error.reason}; set encoding", offset=offset) from None
         self._read_bytes += len(data)
         self._text = self._text[self._at :] + text
         self._at = 0

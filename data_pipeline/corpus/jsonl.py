@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from data_pipeline.corpus.columns import DOCUMENTS, RowShape
-from data_pipeline.corpus.encoding import decoder_of
+from data_pipeline.corpus.encoding import encoding_of
 from data_pipeline.corpus.json_stream import JsonError, iterate_values
 from data_pipeline.corpus.records import Document, Instruction, Reject
 from data_pipeline.corpus.sources import InputConfig
@@ -26,10 +26,10 @@ def read_jsonl(
     Raises:
         MissingColumnError: the first row lacks a column that the config names.
     """
+    encoding = encoding_of(stream, options)
     if start == 0 and is_array(stream):
-        yield from _read_array(stream, options, shape)
+        yield from _read_array(stream, options, shape, encoding=encoding)
         return
-    encoding = decoder_of(stream, options)
     is_first = start == 0
     for offset, line in _lines(stream, start, stop):
         if len(line) > MAX_LINE_BYTES:
@@ -52,10 +52,12 @@ def is_array(stream: BinaryIO) -> bool:
     return head.startswith(b"[")
 
 
-def _read_array(stream: BinaryIO, options: InputConfig, shape: RowShape) -> Iterator[Document | Instruction | Reject]:
+def _read_array(
+    stream: BinaryIO, options: InputConfig, shape: RowShape, *, encoding: str
+) -> Iterator[Document | Instruction | Reject]:
     is_first = True
     try:
-        for _, offset, row in iterate_values(stream):
+        for _, offset, row in iterate_values(stream, encoding=encoding):
             if not isinstance(row, dict):
                 yield _not_an_object(row, offset)
                 continue

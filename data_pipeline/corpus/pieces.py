@@ -1,52 +1,78 @@
-"""How the files of a corpus are cut into parts, a task each, by their sizes and tables of contents."""
+"""How the files of a corpus are cut into parts, a task each, by their sizes and tables of contents.
+
+The pieces of each part lie in a file of its own, so that a worker reads its slice of the list and no more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from data_pipeline import disk
 from data_pipeline.corpus import archive, jsonl
 from data_pipeline.corpus.archive import ArchiveError
+from data_pipeline.corpus.listing import from_plain, json_line, to_plain
+from data_pipeline.corpus.read import FileRange
 from data_pipeline.corpus.sources import InputFile
 
-Piece = tuple[int, int, int]  # file index, start, stop: members of a zip, or bytes; a stop of -1 is the end
+MAX_PIECES = 100_000  # of a part: files of no bytes would fill one without end
 
 
-def cut_files(files: Sequence[InputFile], *, task_bytes: int) -> list[list[Piece]]:
-    """Pieces in corpus order, grouped so that a part has about `task_bytes`."""
-    parts: list[list[Piece]] = [[]]
-    filled = 0
-    for index, file in enumerate(files):
-        for piece in _pieces(index, file, task_bytes=task_bytes):
-            num_bytes = piece_bytes(files, [piece], task_bytes=task_bytes)
-            if parts[-1] and filled + num_bytes > task_bytes:
-                parts.append([])
-                filled = 0
-            parts[-1].append(piece)
-            filled += num_bytes
-    return parts
+@dataclass
+class Part:
+    """Pieces in corpus order, and their input bytes, about."""
+
+    pieces: list[FileRange] = field(default_factory=list)
+    num_bytes: int = 0
 
 
-def piece_bytes(files: Sequence[InputFile], pieces: Iterable[Piece], *, task_bytes: int) -> int:
-    """Input bytes of `pieces`, about."""
-    total = 0
-    for index, start, stop in pieces:
-        file = files[index]
-        if start == 0 and stop == -1:
-            total += file.num_bytes
-        elif file.kind == "jsonl":
-            total += (file.num_bytes if stop < 0 else stop) - start
-        else:
-            total += task_bytes  # a run of an archive's members, cut at about that size
-    return total
+def cut_files(files: Iterable[InputFile], *, task_bytes: int) -> Iterator[Part]:
+    """Parts of about `task_bytes` each, at least one; holds one at a time."""
+    part = Part()
+    for file in files:
+        for piece in _pieces(file, task_bytes=task_bytes):
+            num_bytes = _piece_bytes(piece, task_bytes=task_bytes)
+            is_full = part.num_bytes + num_bytes > task_bytes or len(part.pieces) >= MAX_PIECES
+            if part.pieces and is_full:
+                yield part
+                part = Part()
+            part.pieces.append(piece)
+            part.num_bytes += num_bytes
+    yield part
 
 
-def _pieces(index: int, file: InputFile, *, task_bytes: int) -> list[Piece]:
-    whole = [(index, 0, -1)]
+def write_pieces(path: Path, pieces: Iterable[FileRange]) -> None:
+    """One line a piece."""
+    with disk.durable_file(path) as file:
+        for piece in pieces:
+            file.write(json_line([to_plain(piece.file), piece.start, piece.stop]))
+
+
+def read_pieces(path: Path) -> Iterator[FileRange]:
+    """The pieces that `write_pieces` wrote, one by one."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            tree, start, stop = json.loads(line)
+            yield FileRange(from_plain(tree), start, stop)
+
+
+def _piece_bytes(piece: FileRange, *, task_bytes: int) -> int:
+    if piece.start == 0 and piece.stop == -1:
+        return piece.file.num_bytes
+    if piece.file.kind == "jsonl":
+        return (piece.file.num_bytes if piece.stop < 0 else piece.stop) - piece.start
+    return task_bytes  # a run of an archive's members, cut at about that size
+
+
+def _pieces(file: InputFile, *, task_bytes: int) -> list[FileRange]:
+    whole = [FileRange(file)]
     if file.num_bytes <= task_bytes or file.skip_reason or file.reject_error:
         return whole
     if file.kind == "zip":
         try:
-            return [(index, start, stop) for start, stop in _member_runs(file, task_bytes)]
+            return [FileRange(file, start, stop) for start, stop in _member_runs(file, task_bytes)]
         except ArchiveError:
             return whole  # reading it names the fault
     if file.kind == "jsonl" and not file.is_gzip:
@@ -54,7 +80,7 @@ def _pieces(index: int, file: InputFile, *, task_bytes: int) -> list[Piece]:
             if jsonl.is_array(stream):
                 return whole
         starts = list(range(0, file.num_bytes, task_bytes))
-        return [(index, start, stop) for start, stop in zip(starts, [*starts[1:], -1], strict=True)]
+        return [FileRange(file, start, stop) for start, stop in zip(starts, [*starts[1:], -1], strict=True)]
     return whole
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 
 from data_pipeline.corpus import aihub, archive
 from data_pipeline.corpus.archive import ArchiveError, BoundedFile, ExpansionLimits, Member
-from data_pipeline.corpus.encoding import BROKEN_STREAM
+from data_pipeline.corpus.encoding import BROKEN_STREAM, encoding_of
 from data_pipeline.corpus.json_stream import JsonError, dumps
 from data_pipeline.corpus.jsonl import read_jsonl
 from data_pipeline.corpus.kinds import KINDS, ROW_READERS, RecordKind
@@ -30,11 +30,14 @@ from data_pipeline.corpus.sources import (
     kind_of_name,
     skip_reason,
 )
-from data_pipeline.corpus.tally import Tally
+from data_pipeline.corpus.tally import Tally, package_key
 from data_pipeline.corpus.text import normalise
 from data_pipeline.stage import StageError
 
 Found = Document | Instruction | Reject
+
+MAX_LOST_NAMED = 20  # files a task that `Reading.lost` names; rejects/ has them all
+_WITH_ENCODING: tuple[Kind, ...] = ("json", "jsonl", "csv", "tsv", "text")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,10 @@ class _Item:
 
 
 class Reading:
-    """Reads the pieces of one task. `tally` grows with it; `on_reject` gets every reject, file and member named."""
+    """Reads the pieces of one task. `tally` grows with it; `on_reject` gets every reject, file and member named.
+
+    `lost`: the first of the rejects that stand for a whole file which could not be opened.
+    """
 
     def __init__(
         self,
@@ -75,6 +81,7 @@ class Reading:
         record: RecordName = "document",
     ) -> None:
         self.tally = Tally()
+        self.lost: list[Reject] = []
         self._kind = KINDS[record]
         self._inputs = inputs
         self._limits = limits
@@ -87,6 +94,9 @@ class Reading:
             StageError: the config's column mapping does not fit the file.
         """
         file = piece.file
+        if file.reject_error and not file.skip_reason:
+            self._lose(file, file.reject_reason, file.reject_error)
+            return
         if file.kind == "zip" and not file.skip_reason:
             yield from self._archive_records(piece)
             return
@@ -103,19 +113,28 @@ class Reading:
     def _archive_records(self, piece: FileRange) -> Iterator[AnyRecord]:
         file = piece.file
         try:
-            if file.reject_error:
-                raise ArchiveError("missing_part", file.reject_error)
             with archive.open_archive(file.paths) as opened:
                 found = archive.members(opened)
                 has_data = any(kind_of_name(member.name)[0] not in (None, "text", "zip") for member in found)
+                if piece.start == 0:
+                    self._note(_Item(file, "", file.num_bytes), "archive", file.num_bytes)
                 if not found:
                     self._pass_over_empty(file)
                 for member in archive.iterate_range(found, piece.start, piece.stop):
                     yield from self._member_records(file, opened, member, has_data=has_data)
         except ArchiveError as error:
-            item = _Item(file, "", file.num_bytes)
-            self._count(item, "found")
-            self._reject_item(item, Reject(error.reason, str(error), offset=error.offset))
+            self._lose(file, error.reason, str(error), offset=error.offset)
+
+    def _lose(self, file: InputFile, reason: str, error: str, *, offset: int | None = None) -> None:
+        """Reject a file that can't be opened; an archive among them is evidence against its package."""
+        item = _Item(file, "", file.num_bytes)
+        self._count(item, "found")
+        if file.kind == "zip":
+            self._note(item, "lost_archive", file.num_bytes)
+        reject = Reject(reason, error, offset=offset)
+        self._reject_item(item, reject)
+        if len(self.lost) < MAX_LOST_NAMED:
+            self.lost.append(replace(reject, file=file.name))
 
     def _member_records(self, file: InputFile, opened: Any, member: Member, *, has_data: bool) -> Iterator[AnyRecord]:
         item = _Item(file, member.name, member.info.file_size)
@@ -158,15 +177,24 @@ class Reading:
 
     def _item_records(self, item: _Item, kind: Kind, stream: BinaryIO, piece: FileRange) -> Iterator[AnyRecord]:
         options = self._inputs[item.file.input_index]
-        if kind == "tsv" and options.format == "auto" and aihub.is_source_tsv(stream):
-            self._pass_over(item, "source_tsv")
-            return
+        is_source = kind in ("tsv", "csv", "text") and options.format == "auto"
         try:
+            if is_source and aihub.is_source_text(stream, item.path, is_tsv=kind == "tsv"):
+                self._pass_over(item, "source_tsv")
+                return
+            if kind in _WITH_ENCODING:
+                options = options.model_copy(update={"encoding": encoding_of(stream, options)})
+                if piece.start == 0:
+                    self.tally.encodings[options.encoding] += 1
             for found in _rows(self._kind, kind, stream, options, piece=piece, num_bytes=item.num_bytes):
                 yield from self._take(found, item, options)
         except (JsonError, aihub.UnknownSchemaError) as error:
             reason = "invalid_json" if isinstance(error, JsonError) else "unknown_schema"
             self._reject_item(item, Reject(reason, str(error), offset=getattr(error, "offset", None)))
+            return
+        except aihub.EmptyFileError:
+            self._note(item, "label", item.num_bytes)
+            self._pass_over(item, "empty_list")
             return
         except ArchiveError as error:
             self._reject_item(item, Reject(error.reason, str(error), offset=stream.tell()))
@@ -228,7 +256,8 @@ class Reading:
         """Add to what an input showed of AIHub, the evidence for `packages.py`."""
         if num_bytes is None:
             return
-        package = self.tally.packages.setdefault(str(item.file.input_index), Counter())
+        key = package_key(item.file.input_index, item.file.package)
+        package = self.tally.packages.setdefault(key, Counter())
         for name in (what, f"sample_{what}") if is_sample(item.path) else (what,):
             package[f"num_{name}"] += 1
             package[f"{name}_bytes"] += num_bytes

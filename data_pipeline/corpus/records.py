@@ -49,7 +49,7 @@ class Document:
     """One text as its reader found it.
 
     `key` is unique inside the file or archive member: an id of the data's own, or the position. `position` is a byte
-    offset or an ordinal, whichever the format has.
+    offset or an ordinal, whichever the format has. `changes`: what its reader did to it, by name.
     """
 
     key: str
@@ -57,6 +57,7 @@ class Document:
     position: int
     source: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -69,7 +70,7 @@ class Document:
     def normalised(self) -> tuple[Document, tuple[str, ...]]:
         """Itself with its text as a corpus holds it, and the names of what changed."""
         text, changes = normalise(self.text)
-        return (replace(self, text=text) if changes else self), changes
+        return (replace(self, text=text) if changes else self), self.changes + changes
 
     def record(self, key: str, *, source: str, metadata: str, split_hint: str) -> Record:
         return Record(key, self.text, source, metadata, split_hint)

@@ -1,23 +1,25 @@
 """What the inputs of a corpus are: which files they hold, under which stable names, and who reads each.
 
-Names are relative to what the user gave, so that ids and hashes do not depend on the machine. No file is opened here
-beyond its directory entry.
+Names are relative to what the user gave, so that ids do not depend on the machine. No file is opened here beyond its
+directory entry.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from data_pipeline.config import Config
 from data_pipeline.corpus import hub
+from data_pipeline.corpus.walk import Entry, walk
 from data_pipeline.stage import StageError
 
 Kind = Literal["zip", "json", "jsonl", "csv", "tsv", "parquet", "text"]
@@ -42,6 +44,11 @@ _AIHUB_FOLDER = re.compile(
     r"[\d.\-_ ]*(training|validation|sample|정식개방데이터|개방데이터|라벨링데이터|원천데이터|데이터)([_ ]\d.*)?",
     re.IGNORECASE,
 )
+# What people call the folders of one package when they sort its archives themselves.
+_ROLE_FOLDER = re.compile(
+    r"[\d.\-_ ]*(label|source|raw|train|valid|test|라벨|원천|학습|검증|[TV][LS]([_ \d]|$))", re.IGNORECASE
+)
+_DANGLING = "a link to a file that is not there, or to itself (깨진 링크); restore its target, or remove the link"
 _HELDOUT = re.compile(r"validation", re.IGNORECASE)
 _SAMPLE = re.compile(r"(^|[/\d._ ])sample|샘플", re.IGNORECASE)
 
@@ -69,6 +76,8 @@ class InstructionColumns(Config):
 class InputConfig(Config):
     """One file or folder to read, and how."""
 
+    plain_key: ClassVar[str] = "path"
+
     path: Path = Field(description="a file, a folder, or hf:NAME@REVISION for a dataset of the Hugging Face hub")
     files: tuple[str, ...] = Field(default=(), description="patterns of the names to read; none = every file")
     source: str = Field(default="", description="`source` of its records; '' = the AIHub corpus, or the input's name")
@@ -82,8 +91,8 @@ class InputConfig(Config):
     encoding: Literal["auto", "utf-8", "cp949"] = Field(
         default="auto", description="auto = UTF-8, else CP949, by a sample"
     )
-    text_unit: Literal["file", "paragraph"] = Field(
-        default="file", description="of text files: paragraph = between blank lines"
+    text_unit: Literal["file", "paragraph", "line"] = Field(
+        default="file", description="of text files: paragraph = between blank lines, line = one document a line"
     )
     validation_is_heldout: bool = Field(default=True, description="AIHub's Validation is never trained on")
     aihub_unit: Literal["author", "member", "paragraph"] = Field(
@@ -99,31 +108,29 @@ def paths_as_inputs(value: Any) -> Any:
     return [{"path": item} if isinstance(item, str | Path) else item for item in values]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class InputFile:
     """A file (or the parts of one) to read or to pass over.
 
     `name` is unique in the corpus. `context` is the same with the AIHub folders above it, which say what a file is.
-    `source` is that of records whose config and schema name none: the input's own name. None of these depends on where
-    the data lies on this machine. `commit`: of a dataset of the hub.
+    `package`: the folder of the input in which the AIHub package of the file lies, "" for the input itself. `source` is
+    that of records whose config and schema name none: the input's own name. None of these depends on where the data
+    lies on this machine. `commit`: of a dataset of the hub.
     """
 
     input_index: int
     name: str
     context: str
+    package: str
     paths: tuple[Path, ...]
     source: str
     num_bytes: int
-    mtime_ns: int
     kind: Kind | None
     is_gzip: bool = False
     skip_reason: str = ""
+    reject_reason: str = ""
     reject_error: str = ""
     commit: str = ""
-
-    @property
-    def identity(self) -> list[str | int]:
-        return [self.name, self.context, self.num_bytes, self.commit or self.mtime_ns]
 
 
 @dataclass(frozen=True)
@@ -134,21 +141,40 @@ class _Root:
     named: Path
     commit: str = ""
 
+    @cached_property
+    def source(self) -> str:
+        name = _nfc(self.named.name)
+        return name if self.path.is_dir() else name.partition(".")[0]
 
-def find_files(inputs: Sequence[InputConfig]) -> list[InputFile]:
-    """Every file of the inputs, in the order of inputs and then of names; none is left out.
+    @cached_property
+    def context(self) -> str:
+        parts = self.named.parts
+        own_name = len(parts) if self.path.is_dir() else len(parts) - 1  # the name of a user's folder tells nothing
+        first = next((at for at, part in enumerate(parts) if _AIHUB_FOLDER.fullmatch(_nfc(part))), own_name)
+        return _nfc("/".join(parts[first:]))
+
+
+def find_files(inputs: Sequence[InputConfig]) -> Iterator[InputFile]:
+    """Every file of the inputs, in the order of inputs and then of names; none is left out. Holds a folder at a time.
 
     Raises:
-        StageError: a path that does not exist, or one that is given twice.
+        StageError: a path that does not exist, or one that is given twice; a folder that can't be listed.
     """
     roots = [_root(options, where=f"inputs.{index}.path") for index, options in enumerate(inputs)]
-    files: list[InputFile] = []
     for index, (root, label) in enumerate(zip(roots, _unique_labels([root.named for root in roots]), strict=True)):
-        options = inputs[index]
-        found = [root.path] if root.path.is_file() else _files_below(root.path)
-        named = [_input_file(index, path, label, options, root) for path in found]
-        files += _pass_over_notes(_join_parts(sorted(named, key=lambda file: file.name)), options, label)
-    return files
+        of_folder = partial(_folder_files, index=index, label=label, options=inputs[index], root=root)
+        if root.path.is_dir():
+            yield from walk(root.path, of_folder)
+        else:
+            yield from (file for _, file in of_folder([Entry(root.path, "", root.path.stat().st_size)]))
+
+
+def _folder_files(
+    entries: list[Entry], *, index: int, label: str, options: InputConfig, root: _Root
+) -> list[tuple[str, InputFile]]:
+    """The files of one folder, each with its name inside the input."""
+    files = _join_parts([_input_file(index, entry, label, options, root) for entry in entries])
+    return [(file.name[len(label) + 1 :], file) for file in _pass_over_notes(files, options, label)]
 
 
 def _root(options: InputConfig, *, where: str) -> _Root:
@@ -189,10 +215,6 @@ def is_sample(path: str) -> bool:
     return bool(_SAMPLE.search(path))
 
 
-def _files_below(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
-
-
 def _unique_labels(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of the given paths that tell them apart: two `TL1.zip` become `1.Training/TL1.zip`, …"""
     for path in paths:
@@ -207,59 +229,57 @@ def _unique_labels(paths: Sequence[Path]) -> list[str]:
     return labels
 
 
-def _input_file(index: int, path: Path, label: str, options: InputConfig, root: _Root) -> InputFile:
-    inside = "" if path == root.path else f"/{_nfc(path.relative_to(root.path).as_posix())}"
+def _input_file(index: int, entry: Entry, label: str, options: InputConfig, root: _Root) -> InputFile:
+    inside = f"/{entry.inside}" if entry.inside else ""
     name = label + inside
     kind, is_gzip = kind_of_name(name)
     if options.format != "auto" and kind != "zip" and not _PART.fullmatch(name):
         kind = options.format
-    stat = path.stat()
-    is_chosen = not inside or not options.files or any(fnmatchcase(inside[1:], _nfc(glob)) for glob in options.files)
+    is_chosen = not inside or not options.files or any(fnmatchcase(entry.inside, _nfc(glob)) for glob in options.files)
     reason = skip_reason(name, kind) if is_chosen else "not_chosen"
-    context = (_context(root) + inside).lstrip("/")
+    is_dangling = entry.oddity == "dangling_link" and is_chosen
     return InputFile(
         index,
         name,
-        context,
-        (path,),
-        _source(root),
-        stat.st_size,
-        stat.st_mtime_ns,
+        (root.context + inside).lstrip("/"),
+        _package(entry.inside),
+        (entry.path,),
+        root.source,
+        entry.num_bytes,
         kind,
         is_gzip,
-        skip_reason=reason,
+        skip_reason="" if is_dangling else reason if entry.oddity in ("", "dangling_link") else entry.oddity,
+        reject_reason="dangling_link" if is_dangling else "",
+        reject_error=_DANGLING if is_dangling else "",
         commit=root.commit,
     )
 
 
-def _source(root: _Root) -> str:
-    name = _nfc(root.named.name)
-    return name if root.path.is_dir() else name.partition(".")[0]
-
-
-def _context(root: _Root) -> str:
-    parts = root.named.parts
-    own_name = len(parts) if root.path.is_dir() else len(parts) - 1  # the name of a user's folder tells nothing
-    first = next((at for at, part in enumerate(parts) if _AIHUB_FOLDER.fullmatch(_nfc(part))), own_name)
-    return _nfc("/".join(parts[first:]))
+def _package(inside: str) -> str:
+    """Where the package of a file lies: above the first folder that every package has, else the input's own folder."""
+    folders = inside.split("/")[:-1]
+    above = next((at for at, name in enumerate(folders) if _AIHUB_FOLDER.fullmatch(name)), None)
+    if above is None:
+        above = min(1, len(folders)) if folders and not _ROLE_FOLDER.match(folders[0]) else 0
+    return "/".join(folders[:above])
 
 
 def _join_parts(files: Iterable[InputFile]) -> list[InputFile]:
     """Replace `X.zip.part0`, `X.zip.part1048576`, … by one `X.zip`: aihubshell's leavings, numbered by byte offset."""
-    whole = {file.name: file for file in files}
+    whole: list[InputFile] = []
     parts: dict[str, list[tuple[int, InputFile]]] = {}
-    for file in list(whole.values()):
+    for file in files:
         if match := _PART.fullmatch(file.name):
             parts.setdefault(match[1], []).append((int(match[2]), file))
-    for name, pieces in parts.items():
-        for _, piece in pieces:
-            del whole[piece.name]
-        if name in whole:
-            for _, piece in pieces:
-                whole[piece.name] = replace(piece, skip_reason="part_of_joined_archive")
         else:
-            whole[name] = _joined(name, sorted(pieces, key=lambda pair: pair[0]))
-    return [whole[name] for name in sorted(whole)]
+            whole.append(file)
+    names = {file.name for file in whole}
+    for name, pieces in parts.items():
+        if name in names:
+            whole += [replace(piece, skip_reason="part_of_joined_archive") for _, piece in pieces]
+        else:
+            whole.append(_joined(name, sorted(pieces, key=lambda pair: pair[0])))
+    return whole
 
 
 def _joined(name: str, pieces: list[tuple[int, InputFile]]) -> InputFile:
@@ -274,16 +294,25 @@ def _joined(name: str, pieces: list[tuple[int, InputFile]]) -> InputFile:
     first = pieces[0][1]
     paths = tuple(path for _, piece in pieces for path in piece.paths)
     total = sum(piece.num_bytes for _, piece in pieces)
-    newest = max(piece.mtime_ns for _, piece in pieces)
-    context = _PART.sub(r"\1", first.context)
-    return InputFile(first.input_index, name, context, paths, first.source, total, newest, "zip", reject_error=error)
+    return replace(
+        first,
+        name=name,
+        context=_PART.sub(r"\1", first.context),
+        paths=paths,
+        num_bytes=total,
+        kind="zip",
+        skip_reason=first.skip_reason if first.skip_reason == "not_chosen" else "",
+        reject_reason="missing_part" if error else first.reject_reason,
+        reject_error=error or first.reject_error,
+    )
 
 
 def _pass_over_notes(files: list[InputFile], options: InputConfig, label: str) -> list[InputFile]:
     """Text files beside data files (README.txt, SOURCE.txt, LICENSE.md) and the card of a hub's dataset: no data."""
     if options.format != "auto":
         return files
-    data_folders = {_folder(file.name) for file in files if file.kind not in (None, "text")}
+    has_data = [file for file in files if file.kind not in (None, "text") and file.reject_reason != "dangling_link"]
+    data_folders = {_folder(file.name) for file in has_data}
 
     def is_note(file: InputFile) -> bool:
         is_card = bool(file.commit) and file.name == f"{label}/README.md"

@@ -25,6 +25,7 @@ from data_pipeline.corpus.read import FileRange, Reading
 from data_pipeline.corpus.records import RecordName, RecordWriter, Reject, iterate_rows, text_bytes
 from data_pipeline.corpus.sources import InputConfig
 
+LISTING_NAME = "inputs.jsonl"
 TEXT, ID = "text", "id"  # what is compared: equal texts (or turns) are dropped, equal ids are told apart
 
 
@@ -34,6 +35,18 @@ class Staging:
 
     folder: Path
     output: Path
+
+    @property
+    def listing(self) -> Path:
+        """A line for each input file; goes to the output at the end."""
+        return self.folder / LISTING_NAME
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / "plan.json"
+
+    def pieces(self, part: int) -> Path:
+        return self.folder / f"pieces-{part:05d}.jsonl"
 
     def rows(self, part: int) -> Path:
         return self.folder / f"read-{part:05d}.parquet"
@@ -76,7 +89,12 @@ def read_part(
                     ids.add(row.id)
     texts.save(staging.digests(part, TEXT))
     ids.save(staging.digests(part, ID))
-    disk.write_json(staging.marker("read", part), {"tally": reading.tally.to_tree(), "rejects": rejects.entry()})
+    result = {
+        "tally": reading.tally.to_tree(),
+        "rejects": rejects.entry(),
+        "lost": [asdict(lost) for lost in reading.lost],
+    }
+    disk.write_json(staging.marker("read", part), result)
 
 
 def find_repeats(staging: Staging, bucket: int, *, num_parts: int, num_buckets: int) -> None:
@@ -159,7 +177,7 @@ class _Rejects:
         if self._file is None:
             self._path.parent.mkdir(exist_ok=True)
             self._file = self._stack.enter_context(disk.durable_file(self._path))
-        self._file.write(reject.to_json().encode() + b"\n")
+        self._file.write(reject.to_json().encode("utf-8", "backslashreplace") + b"\n")
         self._num_records += 1
 
     def entry(self) -> dict[str, Any] | None:

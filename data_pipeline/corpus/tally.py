@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+def package_key(input_index: int, package: str) -> str:
+    """The key of what was noted of an AIHub package: its input, and its folder in there."""
+    return f"{input_index}:{package}"
+
+
 @dataclass
 class Tally:
     """The account of what was read: plain counts that add up over tasks."""
@@ -19,7 +24,8 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     forms: Counter[str] = field(default_factory=Counter)  # of instruction rows that were not rejected
-    packages: dict[str, Counter[str]] = field(default_factory=dict)  # by input index
+    encodings: Counter[str] = field(default_factory=Counter)  # of items of text, as chosen or given
+    packages: dict[str, Counter[str]] = field(default_factory=dict)  # by input index and package, see package_key
 
     def to_tree(self) -> dict[str, Any]:
         plain = {name: dict(sorted(counts.items())) for name, counts in vars(self).items() if name != "packages"}

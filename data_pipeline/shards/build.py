@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,9 +104,13 @@ class ShardsBuild:
             for number, entry in enumerate(corpus["files"])
         ]
 
+    def is_task_done(self, task: Task) -> bool:
+        """Whether the shards of a part stand there, committed."""
+        return self._committed(task) is not None
+
     def run(self, task: Task) -> None:
         """Encode one part and commit its shards; does nothing if they stand there already."""
-        if self.is_done() or self._committed(task) is not None:
+        if self.is_done() or self.is_task_done(task):
             return
         encoder = _encoder(self.config.tokenizer)
         if encoder.fingerprint != task.spec["tokenizer_fingerprint"]:
@@ -132,6 +137,7 @@ class ShardsBuild:
             },
             "files": part.files,
             "counts": part.counts,
+            "sources": part.sources,
             "examples": part.examples,
         }
         folder = self.output / TASKS_FOLDER
@@ -172,6 +178,7 @@ class ShardsBuild:
                 "dtype": token_dtype(tokenizer["vocab_size"]).name,
                 "corpus_files_sha256": inputs["corpus_files_sha256"],
                 "splits": splits,
+                "sources": _add_sources(records),
                 "files": files,
                 "companions": companions,
                 "inputs": inputs,
@@ -241,7 +248,8 @@ class ShardsBuild:
         if not path.is_file():
             return None
         record: dict[str, Any] = json.loads(path.read_text())
-        if record["inputs_sha256"] != task.spec["inputs_sha256"]:
+        # A record of before sources were counted is made again.
+        if record["inputs_sha256"] != task.spec["inputs_sha256"] or "sources" not in record:
             return None
         for entry in record["files"]:
             shard = self.output / entry["name"]
@@ -309,6 +317,15 @@ class ShardsBuild:
             for path in (self.output / split).glob("part-*"):
                 if path.relative_to(self.output).as_posix() not in names:
                     path.unlink()
+
+
+def _add_sources(records: list[dict[str, Any]]) -> dict[Split, dict[str, int]]:
+    """Documents of each source in each split, over all parts."""
+    total: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
+    for record in records:
+        for split in SPLITS:
+            total[split].update(record["sources"][split])
+    return {split: dict(sorted(total[split].items())) for split in SPLITS}
 
 
 @functools.lru_cache(maxsize=1)

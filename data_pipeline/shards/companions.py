@@ -13,7 +13,14 @@ from data_pipeline.tokenizer.fingerprint import tokenizer_file
 if TYPE_CHECKING:
     from data_pipeline.templates.template import Template
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+# card.json: the tokenizer's figures, for the cards of the models that are trained with it.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "card.json",
+)
 
 
 def write_companions(output: Path, *, tokenizer: Path, template: Template | None) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ class ShardSet:
 
     @property
     def pad_is_eos(self) -> bool:
-        """Whether padding is written with EOS, for want of a pad token. Padding is never a target all the same."""
+        """Whether the tokenizer has no pad token; a model with a free row pads with that, another one with EOS."""
         return self.pad_id == self.eos_id
 
     @property
@@ -134,7 +134,7 @@ def read_shards(folder: Path, *, split: str) -> ShardSet:
         dtype=np.dtype(manifest["dtype"]),
         vocab_size=tokenizer["vocab_size"],
         eos_id=tokenizer["eos_id"],
-        # Padding is never a target and nothing attends to it, so a foreign tokenizer without one may pad with EOS.
+        # Padding is never a target and nothing attends to it, so EOS may stand in until a model offers a free row.
         pad_id=tokenizer["eos_id"] if tokenizer["pad_id"] is None else tokenizer["pad_id"],
         num_documents=counts["num_documents"],
         num_tokens=counts["num_tokens"],

@@ -73,7 +73,7 @@ def describe(
     lines = [
         f"{folder}: shards of {manifest['record']} records, {manifest['dtype']} ids",
         f"tokenizer {shards.tokenizer_fingerprint[:16]}…, {shards.vocab_size:,} ids, EOS {shards.eos_id}, "
-        + (f"pad {shards.pad_id}" if not shards.pad_is_eos else "no pad token of its own: padded with EOS"),
+        + ("no pad token of its own (a free row of the model pads)" if shards.pad_is_eos else f"pad {shards.pad_id}"),
         *_template_line(manifest),
         *_table_of_splits(manifest),
         *_table_of_targets(manifest),

@@ -57,10 +57,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class PartResult:
-    """What one part became: files as the manifest spells them, the counts of each split, and an id for each fault."""
+    """What one part became: files as the manifest spells them, the counts of each split, and an id for each fault.
+
+    `sources`: the documents of each source in each split.
+    """
 
     files: list[dict[str, Any]]
     counts: dict[str, dict[str, int]]
+    sources: dict[str, dict[str, int]]
     examples: dict[str, str]
 
 
@@ -80,6 +84,7 @@ def write_part(
     """
     dtype = token_dtype(encoder.vocab_size)
     counts = {split: Counter(dict.fromkeys((*COUNTS, *recipe.counts), 0)) for split in SPLITS}
+    sources: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     examples: dict[str, str] = {}
     writers = {}
     for split in SPLITS:
@@ -104,12 +109,18 @@ def write_part(
             part = found.documents.where(of_kept)
             writers[split].add(part)
             counts[split].update(_counts(part))
+            sources[split].update(part.sources)
             counts[split].update({key: int(values[of_kept].sum()) for key, values in found.counts.items()})
             counts[split].update({key: int((values & chosen).sum()) for key, values in found.faults.items()})
     for writer in writers.values():
         writer.close()
     files = [entry for writer in writers.values() for entry in writer.files]
-    return PartResult(files=files, counts={split: dict(counts[split]) for split in SPLITS}, examples=examples)
+    return PartResult(
+        files=files,
+        counts={split: dict(counts[split]) for split in SPLITS},
+        sources={split: dict(sources[split]) for split in SPLITS},
+        examples=examples,
+    )
 
 
 def is_heldout(record_id: str, fraction: float) -> bool:

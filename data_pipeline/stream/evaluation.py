@@ -92,7 +92,12 @@ class EvaluationSet:
 
     @property
     def pad_id(self) -> int:
-        return self._shards.pad_id
+        """What fills a row's end: as the shards say, until `pad_with`."""
+        return self._maps.pad_id
+
+    def pad_with(self, pad_id: int) -> None:
+        """Fill rows with `pad_id` from now on."""
+        self._maps.pad_id = pad_id
 
     def batches(self, *, dp_rank: int, dp_world_size: int, micro_batch_sequences: int) -> Iterator[Batch]:
         """This rank's batches; every rank gets the same number, with rows of padding alone where there is none left.

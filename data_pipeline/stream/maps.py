@@ -35,11 +35,15 @@ NOT_OPEN = np.int64(np.iinfo(np.int64).max)  # as the tick of a shard's last use
 
 
 class ShardMaps:
-    """The record batches of a split as addresses. `table` is what kernels read; `tick` counts gathers."""
+    """The record batches of a split as addresses. `table` is what kernels read; `tick` counts gathers.
+
+    `pad_id` fills what is left of a row: a segment of its own, without a label, so that no loss knows its value.
+    """
 
     def __init__(self, shards: ShardSet, *, max_open_shards: int = MAX_OPEN_SHARDS) -> None:
         self.shards = shards
         self.max_open_shards = max_open_shards
+        self.pad_id = shards.pad_id
         self.tick = 0
         self.table = _batch_table(shards)
         self.spans = _span_table(len(self.table.num_documents)) if shards.record == "instruction" else None
@@ -58,7 +62,7 @@ class ShardMaps:
         num_done, answer, num_targets = 0, NOT_STARTED, 0
         while answer != DONE:
             num_done, answer, written = gather_concatenated(
-                numbers, num_done, self.table, self.like, self.tick, self.shards.pad_id, *arrays
+                numbers, num_done, self.table, self.like, self.tick, self.pad_id, *arrays
             )
             num_targets += written
             self._resolve(answer)
@@ -74,7 +78,7 @@ class ShardMaps:
         num_done, answer, num_targets = 0, NOT_STARTED, 0
         while answer != DONE:
             num_done, answer, written = gather_segments(
-                numbers, num_done, *segments, self.table, self.like, self.tick, self.shards.pad_id, *arrays
+                numbers, num_done, *segments, self.table, self.like, self.tick, self.pad_id, *arrays
             )
             num_targets += written
             self._resolve(answer)

@@ -50,9 +50,17 @@ class Rows:
         self.shards = shards
         self.packing = packing
         self.seq_len = seq_len
-        self.pad_id = shards.pad_id
         self._table = table
         self._maps = ShardMaps(shards)
+
+    @property
+    def pad_id(self) -> int:
+        """What fills a row's end: as the shards say, until `pad_with`. No part of `identity`: no loss depends on it."""
+        return self._maps.pad_id
+
+    def pad_with(self, pad_id: int) -> None:
+        """Fill rows with `pad_id` from now on; the model may have a row for it that the tokenizer has no token for."""
+        self._maps.pad_id = pad_id
 
     @property
     def num_rows(self) -> int:

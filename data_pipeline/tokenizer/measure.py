@@ -14,14 +14,18 @@ from data_pipeline.tokenizer.probes import HOSTILE
 
 @dataclass(frozen=True)
 class Measure:
-    """Sums over texts in NFC, the form that the tokenizer sees. `num_bytes` are of UTF-8."""
+    """Sums over texts as they are given to the tokenizer.
+
+    Characters and bytes (of UTF-8) are those of their NFC form, which a corpus holds and which should come back, so
+    that a text that is given in NFD must come to the same figures.
+    """
 
     num_texts: int = 0
     num_chars: int = 0
     num_bytes: int = 0
     num_tokens: int = 0
     num_unk: int = 0
-    num_exact: int = 0  # texts that come back as they were
+    num_exact: int = 0  # texts that come back in NFC
     num_letters: int = 0  # characters that are no white space
     num_lost: int = 0  # of these, how many do not come back
 
@@ -48,7 +52,7 @@ def measure(encoder: Encoder, texts: Iterable[str]) -> Measure:
     """Encode and decode `texts`, in batches of a bounded size, and add up."""
     total, batch, num_chars = Measure(), [], 0
     for text in texts:
-        batch.append(unicodedata.normalize("NFC", text))
+        batch.append(text)
         num_chars += len(text)
         if num_chars > 1 << 20:
             total += _measure_batch(encoder, batch)
@@ -64,6 +68,7 @@ def measure_hostile(encoder: Encoder) -> dict[str, Measure]:
 def _measure_batch(encoder: Encoder, texts: list[str]) -> Measure:
     ids, offsets = encoder.encode_batch(texts)
     decoded = encoder.decode_batch(ids, offsets)
+    texts = [unicodedata.normalize("NFC", text) for text in texts]
     return Measure(
         num_texts=len(texts),
         num_chars=sum(map(len, texts)),

@@ -48,7 +48,10 @@ class TokenizerConfig(Config):
 
 @dataclass(frozen=True)
 class TokenizerTrain:
-    """The stage: train, then measure. Each leaves a hidden mark with the hash of its inputs."""
+    """The stage: train, then measure. Each leaves a hidden mark with the hash of its inputs.
+
+    A finished tokenizer of other inputs is refused, never overwritten.
+    """
 
     config: TokenizerConfig
 
@@ -70,6 +73,9 @@ class TokenizerTrain:
         return stage.is_done(self.output, kind="tokenizer", inputs_sha256=self.inputs_sha256)
 
     def plan(self) -> list[Task]:
+        """Two tasks, none where all is done; raises StageError where another tokenizer stands there."""
+        if self.is_done():
+            return []
         self._prepare()
         num_bytes = read_manifest(self.config.corpus, kind="corpus")["num_text_bytes"]
         return [
@@ -77,13 +83,19 @@ class TokenizerTrain:
             Task("measure", 1, {}, min(num_bytes, self.config.measured_bytes)),
         ]
 
+    def is_task_done(self, task: Task) -> bool:
+        return self._result(task.name) is not None
+
     def run(self, task: Task) -> None:
-        if self._result(task.name) is not None:
+        if self.is_task_done(task):
             return
         result = self._train() if task.name == "train" else self._measure()
         disk.write_json(self._mark(task.name), {"inputs_sha256": self.inputs_sha256, "result": result})
 
     def finish(self) -> Manifest:
+        if self.is_done():
+            self._remove_marks()
+            return read_manifest(self.output, kind="tokenizer")
         trained, measured = self._result("train"), self._result("measure")
         if trained is None or measured is None:
             missing = "train" if trained is None else "measure"
@@ -105,8 +117,7 @@ class TokenizerTrain:
             "inputs_sha256": self.inputs_sha256,
         }
         manifest = stage.write_manifest(self.output, manifest)
-        for name in ("train", "measure"):
-            self._mark(name).unlink()
+        self._remove_marks()
         return manifest
 
     def _train(self) -> dict[str, Any]:
@@ -137,6 +148,10 @@ class TokenizerTrain:
         hostile = {name: figures.to_tree() for name, figures in measure_hostile(encoder).items()}
         return {"corpus_sample": on_corpus.to_tree(), "hostile": hostile}
 
+    def _remove_marks(self) -> None:
+        for name in ("train", "measure"):
+            self._mark(name).unlink(missing_ok=True)
+
     def _mark(self, name: str) -> Path:
         return self.output / f".{name}.json"
 
@@ -148,7 +163,7 @@ class TokenizerTrain:
         return tree["result"] if tree["inputs_sha256"] == self.inputs_sha256 else None
 
     def _prepare(self) -> None:
-        """Make the output; a finished tokenizer of other inputs stops being one, other people's files are refused."""
+        """Make the output; a finished tokenizer of other inputs is refused, and so are other people's files."""
         # A kill leaves what it was writing as *.partial.
         names = (
             {path.name.removesuffix(disk.PARTIAL_SUFFIX) for path in self.output.iterdir()}
@@ -162,9 +177,13 @@ class TokenizerTrain:
                 f"output: {self.output} holds {held}, which no tokenizer training wrote; give an empty folder"
             )
         self.output.mkdir(parents=True, exist_ok=True)
-        if (self.output / stage.MANIFEST_NAME).exists() and not self.is_done():
-            (self.output / stage.MANIFEST_NAME).unlink()
-            disk.sync_folder(self.output)
+        if (self.output / stage.MANIFEST_NAME).exists():
+            theirs = read_manifest(self.output, kind="tokenizer")
+            differing = "; ".join(stage.differences(theirs["inputs"], self.inputs))
+            raise StageError(
+                f"{self.output}: holds a tokenizer of other inputs ({theirs['inputs_sha256'][:12]}…, now "
+                f"{self.inputs_sha256[:12]}…): {differing}; give another output folder, or remove this one"
+            )
 
     def _file_entry(self, name: str) -> dict[str, Any]:
         path = self.output / name

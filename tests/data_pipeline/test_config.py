@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from data_pipeline.config import Config, ConfigError, load, read_tree, to_tree, to_yaml, validate
 
@@ -37,6 +37,22 @@ class RootConfig(Config):
         if self.schedule.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps {self.schedule.warmup_steps} exceed steps {self.steps}; shorten them")
         return self
+
+
+class InputConfig(Config):
+    plain_key: ClassVar[str] = "path"
+
+    path: str
+    weight: float = 1.0
+
+
+class WithInputs(Config):
+    inputs: tuple[InputConfig, ...]
+
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _plain_values(cls, value: Any) -> Any:
+        return [{"path": item} if isinstance(item, str) else item for item in value]
 
 
 @pytest.fixture
@@ -125,7 +141,7 @@ def test_extends_of_another_kind_is_refused(folder: Path, value: str) -> None:
 def test_a_parent_that_is_missing_is_named(folder: Path) -> None:
     path = written(folder, "run.yaml", "extends: none.yaml\n")
 
-    assert f"{folder / 'none.yaml'}: cannot be read" in faults_of(path)[0]
+    assert faults_of(path)[0].startswith(f"{path}: extends: {folder / 'none.yaml'}: cannot be read")
 
 
 def test_a_key_that_stands_twice_is_refused(folder: Path) -> None:
@@ -242,6 +258,27 @@ def test_an_override_reaches_into_a_list(folder: Path) -> None:
     assert config.sources == (SourceConfig(path="c"), SourceConfig(path="b", weight=0.5))
     assert "'2' is no place in a list of 2" in faults_of(path, "sources.2.weight=1")[0]
     assert "'first' is no place in a list of 2" in faults_of(path, "sources.first=1")[0]
+
+
+@pytest.mark.parametrize("spelt", ["[{path: a}, b]", "[a, b]"])
+def test_an_override_goes_into_a_plain_value_by_the_key_that_it_stands_for(folder: Path, spelt: str) -> None:
+    path = written(folder, "run.yaml", f"inputs: {spelt}\n")
+
+    config = load(path, ["inputs.1.weight=0.5"], WithInputs)
+
+    assert config.inputs == (InputConfig(path="a"), InputConfig(path="b", weight=0.5))
+    single = load(None, ["inputs=c", "inputs.0.weight=2"], WithInputs)
+    assert single.inputs == (InputConfig(path="c", weight=2),)
+
+
+@pytest.mark.parametrize(("value", "quoted"), [("2024", "2024"), ("2024-01-02", "2024-01-02"), ("true", "true")])
+def test_a_text_that_yaml_reads_as_another_value_is_to_be_quoted(folder: Path, value: str, quoted: str) -> None:
+    (fault,) = faults_of(written(folder, "run.yaml", f"name: {value}\n"))
+    (of_override,) = faults_of(None, f"name={value}")
+
+    assert fault.endswith(f'; quote it: "{quoted}"')
+    assert of_override.endswith(f"""; quote it: name='"{quoted}"'""")
+    assert load(None, [f'name="{quoted}"'], RootConfig).name == value
 
 
 def test_an_override_makes_the_mappings_above_it() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,6 +76,24 @@ def test_a_write_is_written_synced_renamed_and_its_folder_synced_in_this_order(t
         ]
         for moment in ("before", "after")
     ]
+
+
+def test_a_large_write_goes_to_the_disk_in_chunks_and_is_never_held_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "CHUNK_BYTES", 1 << 16)
+    data = os.urandom((1 << 24) + 7)
+    tracemalloc.start()
+
+    record = disk.write_bytes(tmp_path / "a", data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert (tmp_path / "a").read_bytes() == data
+    assert (record.num_bytes, record.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert peak < 1 << 20
+    writes = [seen for seen in operations_of(lambda: disk.write_bytes(tmp_path / "a", data)) if seen[0] == "write"]
+    assert len(writes) == 2 * (1 + 256 + 1)  # open, the chunks and the rest, each before and after
 
 
 def test_a_kill_at_any_operation_leaves_the_old_or_the_new_file_whole(tmp_path: Path) -> None:

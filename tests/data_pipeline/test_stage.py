@@ -81,7 +81,7 @@ def test_the_fingerprint_is_the_same_on_every_machine() -> None:
 def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"an unfinished folder \(no manifest.json\), but a finished corpus is needed"):
         read_manifest(tmp_path, kind="corpus")
-    with pytest.raises(StageError, match="no such folder, but a finished shards is needed; run the stage"):
+    with pytest.raises(StageError, match="no such folder, but a finished folder of shards is needed; run the stage"):
         read_manifest(tmp_path / "none", kind="shards")
 
 

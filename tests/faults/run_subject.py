@@ -53,7 +53,12 @@ class RunSubject:
         # A forked rank has no launcher that would say this; DeepSpeed and accelerate read it.
         os.environ |= {"RANK": str(ranks.rank), "LOCAL_RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.world_size)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400", "DS_ACCELERATOR": "cpu"}
-        train = {"max_steps": max_steps, "schedule": {"kind": "linear", "warmup_steps": 0, "min_lr_ratio": 1.0}}
+        train: dict[str, Any] = {
+            "max_steps": max_steps,
+            "schedule": {"kind": "linear", "warmup_steps": 0, "min_lr_ratio": 1.0},
+        }
+        if self.trained != "pretrain":  # forward and backward passes are what an attempt costs: one a rank and step
+            train["micro_batch_sequences"] = 5
         engine = {"kind": "deepspeed", "zero_stage": 2}
         evaluation = {"every_steps": 100, "max_documents": 4}
         config = self._config(folder, train=train, engine=engine, evaluation=evaluation, **sections)

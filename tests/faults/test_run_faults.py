@@ -45,9 +45,10 @@ class Case:
         return shutil.copytree(self.pristine, self.scratch / name) / "run"
 
 
-# What is trained, and how many kill points are passed over between two that are tried: a start of a tuning loads and
-# packs a base, so that each point takes seconds; what it writes, and when, is the same code.
-STRIDES = {"pretrain": 1, "qlora": 4}
+# What is trained, and the step between two moments that are tried. A start of a tuning loads and packs a base, so that
+# each takes a second: there it is every moment before an operation, which leaves each state of the disk that a rank can
+# leave (after one operation is before the next).
+STRIDES = {"pretrain": 1, "qlora": 2}
 
 
 @pytest.fixture(scope="module", params=list(STRIDES))
@@ -61,6 +62,8 @@ def test_a_run_killed_at_any_operation_of_any_rank_goes_on_with_the_same_losses(
     complete = rehearsal / "checkpoints" / checkpoint.step_name(NEW)
     points = [KillPoint(rank, number) for rank in range(2) for number in range(moments[rank])]
     assert len(points) > 80, "the attempt writes less than it did: does it still go through disk?"
+    told = [(case.scratch / f"moments-{rank}").read_text().splitlines() for rank in range(2)]
+    assert all(moment.startswith("before ") for moments_of_rank in told for moment in moments_of_rank[::2])
     tried: set[int] = set()
     # The last moments are those around COMPLETE and after it: what a rank left then is always tried.
     stride = STRIDES[case.subject.trained]
@@ -104,7 +107,8 @@ def test_a_flipped_byte_in_any_file_sends_the_run_back_to_the_last_complete_step
     both = case.copy("both")
     count_moments(case.subject, both / "checkpoints", step=NEW, scratch=case.scratch)
     names = [path.name for path, _ in flipped_bytes(both / "checkpoints" / checkpoint.step_name(NEW))]
-    assert {"COMPLETE", "state.json", "mp_rank_00_model_states.pt"} <= set(names)
+    ranks = {f"rank-{rank:05}-of-00002.safetensors" for rank in range(2)}
+    assert {"COMPLETE", "state.json", *ranks} <= set(names)
 
     for number in range(len(names)):
         run = shutil.copytree(both.parent, case.scratch / f"flipped-{number}") / "run"

@@ -115,6 +115,24 @@ def test_a_really_full_disk_keeps_the_old_step_and_says_how_much_is_free(small_d
 
 
 @pytest.mark.stages
+def test_nodes_with_folders_of_one_name_that_are_not_one_folder_are_refused_by_host(tmp_path: Path) -> None:
+    subject = TensorSubject(num_ranks=2)
+    for node in range(2):  # what each would take for its own
+        count_moments(subject, tmp_path / f"node-{node}", step=OLD, scratch=tmp_path)
+
+    def work(ranks: Ranks) -> None:
+        message = r"rank 1 on .* cannot see what rank 0 on .* wrote there 1 s ago; put run.folder on a file system"
+        with pytest.raises(CheckpointError, match=message) as caught:
+            checkpoint.check_shared(tmp_path / f"node-{ranks.rank}", ranks, patience_seconds=1)
+        assert caught.value.told_by_main == (ranks.rank == 1)
+        checkpoint.check_shared(tmp_path / "node-0", ranks)
+        ranks.barrier()
+        assert not list((tmp_path / "node-0").glob(".shared-*"))
+
+    assert run_ranks(work, num_ranks=2, scratch=tmp_path) == [0, 0]
+
+
+@pytest.mark.stages
 def test_a_flipped_byte_in_any_file_is_found_by_every_rank_before_loading(tmp_path: Path) -> None:
     subject = TensorSubject(num_ranks=2)
     checkpoints = checkpoints_with_old(subject, tmp_path)

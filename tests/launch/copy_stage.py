@@ -42,6 +42,9 @@ class CopyStage:
         first = [Task(f"copy-{number}", 0, {"number": number}, self.num_bytes) for number in range(self.num_tasks)]
         return [*second, *first]
 
+    def is_task_done(self, task: Task) -> bool:
+        return (self.output / task.name).is_file()
+
     def run(self, task: Task) -> None:
         line = [task.name, os.getpid(), os.environ.get("RAYON_NUM_THREADS")]
         disk.append_line(self.output / "log.jsonl", json.dumps(line).encode())

@@ -28,7 +28,7 @@ def receive(arguments: argparse.Namespace) -> int:
 
 
 def parsed(verb: Verb, *words: str) -> argparse.Namespace:
-    return cli._parse(verb, list(words))
+    return cli.parse_words(verb, list(words))
 
 
 def dure(*words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -221,7 +221,7 @@ def test_a_stage_error_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == b""
     (line,) = done.stderr.decode().splitlines()
-    assert line.startswith(f"error: {tmp_path / 'none'}: no such folder, but a finished shards is needed;")
+    assert line.startswith(f"error: {tmp_path / 'none'}: no such folder, but a finished folder of shards is needed;")
 
 
 def test_the_traceback_is_shown_on_request(tmp_path: Path) -> None:
@@ -246,6 +246,7 @@ def test_each_kind_of_error_has_its_exit_code() -> None:
     codes = {type(error): cli.exit_code_of(error) for error in (ConfigError("a"), StageError("a"), TaskError("a"))}
 
     assert codes == {ConfigError: 2, StageError: 2, TaskError: 1}
+    assert cli.exit_code_of(TaskError("a", is_input=True)) == 2
     assert cli.exit_code_of(DiskError(28, "a")) == 1
     assert cli.exit_code_of(TrainingStopped("a")) == 1
     assert cli.exit_code_of(RunError("a")) == 2  # as `python -m trainer` ends

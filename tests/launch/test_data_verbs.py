@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -100,7 +102,10 @@ def test_sound_shards_are_shown_and_a_flipped_byte_is_found(
     assert cli.main(["shards", "verify", shards]) == 1
     captured = capsys.readouterr()
     assert f"{part}: sha256 is" in captured.err
-    assert "faults (손상됨)" in captured.out
+    assert (
+        captured.out
+        == f"{shards}: {captured.err.count(chr(10))} fault{'s' * (captured.err.count(chr(10)) > 1)} (손상됨)\n"
+    )
 
 
 def test_inspect_shows_what_a_build_would_read_and_writes_nothing(
@@ -134,6 +139,77 @@ def test_questions_and_answers_are_told_and_built_by_one_flag(
     assert printed.splitlines()[-1] == (
         f"next: dure shards build --corpus {output} --tokenizer DIR --template NAME --output DIR"
     )
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_columns_that_are_not_there_are_bad_input_as_any_other_fault_of_a_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("body\n고양이가 잔다.\n", encoding="utf-8")
+    config = tmp_path / "corpus.yaml"
+    inputs = ", ".join(f"{{path: {tmp_path}/{name}.csv, text_column: content}}" for name in ("a", "b"))
+    config.write_text(f"inputs: [{inputs}]\noutput: {tmp_path / 'out'}\ntask_bytes: 1\n", encoding="utf-8")
+
+    assert cli.main(["corpus", "build", str(config), "--workers", workers]) == 2
+
+    assert re.search(r"inputs\.[01]: [ab]\.csv: no column 'content'; the columns are body", capsys.readouterr().err)
+
+
+def test_the_table_of_a_tokenizer_tells_what_it_loses(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = str(tmp_path / "corpus")
+    assert cli.main(["corpus", "build", "--input", str(source), "--output", corpus, "--workers", "1"]) == 0
+    printed = {}
+    for kind in ("byte_level_bpe", "hash_hash_bpe"):
+        capsys.readouterr()
+        output = str(tmp_path / kind)
+        words = ["tokenizer", "train", "--corpus", corpus, "--output", output, f"kind={kind}"]
+        assert cli.main([*words, f"vocab_size={300 if kind == 'byte_level_bpe' else 430}"]) == 0
+        printed[kind] = capsys.readouterr().out
+
+    assert figure(printed["byte_level_bpe"], "lost character rate") == "0.0"
+    assert "  hostile texts exact" in printed["byte_level_bpe"]
+    assert not re.search(r"hostile: (emoji|hanja|nfd)", printed["byte_level_bpe"])
+    for name in ("emoji", "hanja"):
+        assert re.search(rf"  hostile: {name} +\d+\.\d% unknown, [1-9]\d*\.\d% lost", printed["hash_hash_bpe"])
+
+
+def test_archives_that_can_not_be_opened_are_named_with_the_folder_of_rejects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(7):
+        (folder / f"TL_{number}.zip").write_bytes(b"PK\x03\x04 and then nothing")
+    with zipfile.ZipFile(folder / "TL_9.zip", "w") as archive:
+        archive.writestr("a.jsonl", json.dumps({"text": TEXTS[0]}))
+    words = ["corpus", "build", "--input", str(folder), "--output", str(output), "--workers", "1"]
+
+    assert cli.main(words) == 2
+    assert "7 of 8 archives could not be opened" in capsys.readouterr().err
+    assert cli.main([*words, "accept_thin_packages=true"]) == 0
+
+    first, *named, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: 7 of 8 archives could not be opened")
+    assert [line.partition(": ")[0] for line in named] == [f"  in/TL_{number}.zip" for number in range(5)]
+    assert last == f"7 rejected: {output / 'rejects'} names each, with its place and error"
+
+
+def test_an_override_goes_into_the_list_of_a_flag_and_the_encoding_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / "a.csv", tmp_path / "out"
+    path.write_bytes("text\n고양이가 잔다.\n".encode("cp949"))
+    words = ["corpus", "build", "--input", str(path), "--output", str(output), "--workers", "1"]
+
+    assert cli.main([*words, "inputs.0.encoding=cp949", "inputs.0.source=고양이"]) == 0
+
+    printed = capsys.readouterr().out
+    assert figure(printed, "encoding: cp949") == "1"
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert list(manifest["sources"]) == ["고양이"]
 
 
 def test_a_config_file_says_the_same_as_flags(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

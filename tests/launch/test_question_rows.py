@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,21 @@ def test_an_array_a_mark_and_blank_lines_are_read(tmp_path: Path) -> None:
     assert [(row.number, row.row["prompt"]) for row in read_questions(file)] == [(0, "a\u2028b"), (1, "c")]
 
 
+@pytest.mark.parametrize("form", ["lines", "array"])
+def test_a_file_of_any_size_is_read_a_row_at_a_time(tmp_path: Path, form: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [json.dumps({"prompt": "가" * 20_000}) for _ in range(100)]  # 12 MB as they are escaped
+    file.write_text("\n".join(rows) if form == "lines" else f"[{','.join(rows)}]", encoding="utf-8")
+    tracemalloc.start()
+
+    count = sum(1 for _ in read_questions(file))
+
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 100
+    assert peak < file.stat().st_size / 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -69,6 +85,9 @@ def test_an_array_a_mark_and_blank_lines_are_read(tmp_path: Path) -> None:
         ('{"prompt": 3}', "row 0: a int stands where a text should; mend the row"),
         ('{"prompt": "a"}\nnonsense', "'nonsense': not JSON: .*; write one object a line"),
         ('["a"]', "row 0 is a str, not an object"),
+        ('[{"prompt": "a"}, {"prompt"', "byte 27: not JSON: .*; write an array, or one object a line"),
+        ("[" * 100_000, "not JSON: .*; write an array"),
+        ('{"a":' * 100_000, "not JSON: .*; write one object a line"),
     ],
 )
 def test_a_row_without_a_question_is_refused_by_its_number(tmp_path: Path, text: str, message: str) -> None:
@@ -76,7 +95,7 @@ def test_a_row_without_a_question_is_refused_by_its_number(tmp_path: Path, text:
     file.write_text(text, encoding="utf-8")
 
     with pytest.raises(RunError, match=message):
-        read_questions(file)
+        list(read_questions(file))
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
@@ -84,4 +103,4 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     file.write_bytes('{"prompt": "가"}'.encode("cp949"))
 
     with pytest.raises(RunError, match="rows.jsonl: byte 12 is not UTF-8; save the file as UTF-8"):
-        read_questions(file)
+        list(read_questions(file))

@@ -51,12 +51,19 @@ class Page(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
+        self.tables: list[list[list[str]]] = []  # of rows of cells
         self._open: list[str] = []
         self.feed(source)
         self.close()
 
     def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append((name, dict(attributes)))
+        if name == "table":
+            self.tables.append([])
+        elif name == "tr":
+            self.tables[-1].append([])
+        elif name in ("th", "td"):
+            self.tables[-1][-1].append("")
         self._open += [name] if name not in ("meta",) else []
 
     def handle_endtag(self, name: str) -> None:
@@ -65,6 +72,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" not in self._open:
             self.texts.append(data)
+        if {"th", "td"} & set(self._open):
+            self.tables[-1][-1][-1] += data
 
     @property
     def text(self) -> str:
@@ -232,13 +241,40 @@ def test_a_hundred_thousand_lines_make_a_small_page_soon(tmp_path: Path) -> None
 def test_figures_before_and_after_are_the_first_and_the_last_evaluation(tmp_path: Path) -> None:
     first = evaluation_line(0, exact_match=0.004, ended_share=0.02, bits_per_byte=2.5)
     last = evaluation_line(100, exact_match=0.876, ended_share=1.0, bits_per_byte=0.61234)
-    run = make_run(tmp_path, evaluations=[first, evaluation_line(50), last])
+    run = make_run(tmp_path, evaluations=[first, evaluation_line(50), last], stage="sft")
 
     text = report(tmp_path, run).text
 
     assert "정확히 맞힘 exact match 87.6 % 튜닝 전 before 0.4 %" in text
     assert "스스로 끝맺음 ended by itself 100.0 % 튜닝 전 before 2.0 %" in text
-    assert "바이트당 비트 bits per byte 0.6123 튜닝 전 before 2.5000" in text
+    assert "답변 바이트당 비트 bits a byte of answers 0.6123 튜닝 전 before 2.5000" in text
+
+
+def test_figures_of_documents_and_of_answers_stand_in_no_table_together(tmp_path: Path) -> None:
+    documents = evaluation_line(100, bits_per_byte=1.1111, loss=3.3333)
+    answers = evaluation_line(100, bits_per_byte=0.2222, loss=0.4444, exact_match=0.5, ended_share=1.0)
+    first = make_run(tmp_path, name="first", evaluations=[documents])
+    tuned = make_run(tmp_path, name="tuned", evaluations=[answers], stage="sft")
+
+    page = report(tmp_path, first, tuned, baselines={"trigram": {"bits_per_byte": 2.2, "loss": 5.5}})
+
+    tables = [grid for grid in page.tables if "1.1111" in str(grid) or "0.2222" in str(grid)]
+    assert [("1.1111" in str(grid), "0.2222" in str(grid)) for grid in tables] == [
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
+    assert tables[0] == [
+        ["모델 model", "문서 바이트당 비트 bits a byte of documents", "문서 토큰당 손실 nats a token of documents"],
+        ["first", "1.1111", "3.3333"],
+        ["trigram", "2.2000", "5.5000"],
+    ]
+    assert tables[2][0][1:3] == [
+        "답변 바이트당 비트 bits a byte of answers",
+        "답변 토큰당 손실 nats a token of answers",
+    ]
+    assert "답변 바이트당 비트 bits a byte of answers 0.2222" in page.text
+    assert page.text.count("nats/answer token") == 1
 
 
 def test_given_figures_win_over_those_of_the_run(tmp_path: Path) -> None:

@@ -59,24 +59,26 @@ def test_no_more_processes_start_than_a_wave_has_tasks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "code", "says"),
     [
-        ("bad input", r"^copy: task copy-1: in/copy-1.zip: broken; download it again$"),
-        ("full disk", r"^copy: task copy-1: out/part: write failed: no space left; free space$"),
+        ("bad input", 2, r"^copy: task copy-1: in/copy-1.zip: broken; download it again$"),
+        ("full disk", 1, r"^copy: task copy-1: out/part: write failed: no space left; free space$"),
         (
             "bug",
+            1,
             r"^copy: task copy-1: UnsendableError: 1 and 2; a fault of dure's own(?s:.*)raise UnsendableError\(1, 2\)",
         ),
     ],
 )
 def test_a_failure_names_its_task_and_leaves_out_what_had_not_begun(
-    tmp_path: Path, num_workers: int, fault: str, says: str
+    tmp_path: Path, num_workers: int, fault: str, code: int, says: str
 ) -> None:
     stage = CopyStage(tmp_path / "out", num_tasks=30, faults=(("copy-1", fault),))
 
-    with pytest.raises(TaskError, match=says):
+    with pytest.raises(TaskError, match=says) as caught:
         run_stage(stage, num_workers, label="copy")
 
+    assert caught.value.exit_code == code
     assert len(stage.log()) < 30
     assert not stage.is_done()
 

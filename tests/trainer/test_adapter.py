@@ -225,11 +225,11 @@ def test_a_rank_that_holds_more_than_its_share_of_the_base_is_refused() -> None:
         ),
         (
             {
-                "model": {"from": "base"},
+                "model": {"from": "base", "quantization": {}},
                 "adapter": {"weight_decomposed": True},
                 "engine": {"kind": "deepspeed", "zero_stage": 3},
             },
-            "adapter.weight_decomposed: DoRA reads the base's weights outside of their layer",
+            "adapter.weight_decomposed: over a 4-bit base peft's DoRA replaces the packed weight at each forward pass",
         ),
         ({"adapter": {"targets": []}, "model": {"from": "base"}}, "adapter.targets: the list is empty"),
     ],

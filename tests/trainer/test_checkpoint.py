@@ -136,6 +136,30 @@ def test_a_kill_at_any_moment_of_pruning_leaves_what_must_stay(checkpoints: Path
         assert names(work) == ["step-00000100", "step-00000300", "step-00000400"]
 
 
+def test_of_one_step_what_was_cut_for_these_ranks_is_taken_and_pruning_counts_steps(checkpoints: Path) -> None:
+    save(checkpoints, 100, 200, 300)
+    for name in ("step-00000200-ranks-4", "step-00000300-ranks-1", "step-00000300-ranks-4"):
+        folder = checkpoints / name
+        checkpoint.write(
+            folder, state={}, write_engine=lambda into: [], extra_files={"name": name.encode()}, ranks=lone_rank()
+        )
+        assert checkpoint.verify(folder) == []
+
+    assert checkpoint.choose(checkpoints, lone_rank()).path == checkpoints / "step-00000300-ranks-1"
+    flip(checkpoints / "step-00000300-ranks-1" / "name", 0)
+    chosen = checkpoint.choose(checkpoints, lone_rank())
+    assert chosen.path == checkpoints / "step-00000300"
+    assert "step-00000300-ranks-1" in chosen.damaged[0]
+    assert checkpoint.find_complete(checkpoints)[0] == checkpoints / "step-00000300"
+    checkpoint.prune(checkpoints, keep_last=1, best=100)
+    assert names(checkpoints) == [
+        "damaged-step-00000300-ranks-1",
+        "step-00000100",
+        "step-00000300",
+        "step-00000300-ranks-4",
+    ]
+
+
 def test_pruning_that_fails_is_told_and_ends_nothing(checkpoints: Path) -> None:
     save(checkpoints, 100, 200)
 

@@ -1,12 +1,13 @@
-"""What a config sets, and nothing reads, is told: nothing is ignored in silence."""
+"""What a config sets is read, or told to be of no use, or refused with what it contradicts."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from data_pipeline.config import validate
+from data_pipeline.config import ConfigError, validate
 from trainer.config import TrainConfig, unread_keys
 
 LEAST: dict[str, Any] = {
@@ -17,8 +18,10 @@ LEAST: dict[str, Any] = {
 }
 
 
-def config_with(**parts: dict[str, Any]) -> TrainConfig:
-    tree = {key: {**LEAST.get(key, {}), **parts.get(key, {})} for key in {**LEAST, **parts}}
+def config_with(**parts: Any) -> TrainConfig:
+    tree = dict(LEAST)
+    for key, value in parts.items():
+        tree[key] = {**LEAST.get(key, {}), **value} if isinstance(value, dict) else value
     return validate(tree, TrainConfig, where="test")
 
 
@@ -52,3 +55,38 @@ def test_keys_that_are_read_and_defaults_are_not_told() -> None:
 
     assert unread_keys(config) == []
     assert unread_keys(config_with(engine={"kind": "none", "zero_stage": 2})) == []
+
+
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"train": {"micro_batch_sequences": 9}}, "train.micro_batch_sequences is 9, but a whole step has .* 2"),
+    ({"data": {"seq_len": 4096}}, "data.seq_len is 4096, but model.max_positions only 2048"),
+    (
+        {"train": {"schedule": {"kind": "wsd", "warmup_steps": 5, "decay_steps": 9}}},
+        r"warmup_steps 5 \+ decay_steps 9 exceed train.max_steps 10",
+    ),
+    ({"adapter": {}}, "adapter: it tunes a model that exists, but model.from is not set"),
+    ({"model": {"from": "base", "quantization": {}}}, "model.quantization: nf4 weights can't be trained"),
+    ({"stage": "sft", "data": {"packing": "concatenated"}}, "data.packing: 'concatenated' cuts rows"),
+    (
+        {"train": {"optimizer": {"kind": "paged_adamw_8bit"}}, "engine": {"offload_optimizer": True}},
+        "train.optimizer.kind: paged_adamw_8bit keeps its state on the GPU",
+    ),
+]
+
+
+@pytest.mark.parametrize(("parts", "told"), CONTRADICTIONS)
+def test_keys_that_contradict_each_other_are_refused_with_both_values(parts: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        config_with(**parts)
+
+
+def test_every_contradiction_is_told_at_once() -> None:
+    parts: dict[str, Any] = {}
+    for contradiction, _ in CONTRADICTIONS[:4]:
+        for key, values in contradiction.items():
+            parts[key] = {**parts.get(key, {}), **values}
+
+    with pytest.raises(ConfigError) as refused:
+        config_with(**parts)
+
+    assert all(re.search(told, str(refused.value)) for _, told in CONTRADICTIONS[:4])

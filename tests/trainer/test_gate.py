@@ -16,19 +16,16 @@ from data_pipeline.config import ConfigError
 from data_pipeline.stream.batch import Batch, padding_batch
 from tests.trainer.tiny_run import make_shards, tiny_config
 from trainer.errors import RunError
-from trainer.gate import (
+from trainer.gate import bos_ids, check_first_batches, run_gate, table
+from trainer.gate_checks import (
     Check,
     GateConfig,
     Limits,
     ModelRows,
-    bos_ids,
     check_fingerprints,
-    check_first_batches,
     check_first_loss,
     check_rows,
     check_vocabulary,
-    run_gate,
-    table,
 )
 from trainer.gate_rows import Seen, SpecialIds, look_at
 from trainer.ranks import Ranks
@@ -207,6 +204,24 @@ def test_ids_beyond_the_models_rows_are_found() -> None:
     assert names(ModelRows(embedding=22, head=0), 22) == ["EOS has a row", "vocabulary fits the model"]
 
 
+@pytest.mark.parametrize(
+    ("pad", "is_ok", "value"),
+    [
+        (PAD, True, "id 1: the tokenizer's own"),
+        (EOS, True, "EOS (id 0): no pad token, no free row (22 tokens, 24 rows)"),
+        (22, True, "id 22: no pad token, so a free row (22 tokens, 24 rows)"),
+        (24, False, "id 24: no pad token, so a free row (22 tokens, 24 rows)"),
+    ],
+)
+def test_the_row_that_pads_is_named_with_its_reason(pad: int, is_ok: bool, value: str) -> None:
+    ids = SpecialIds(eos=EOS, pad=pad, bos=frozenset())
+    seen = look_at(rows_of([SOUND], pad=pad), ids)
+    checks = {check.name: check for check in check_vocabulary(seen, ModelRows(24, 24), size=22, ids=ids)}
+
+    assert (checks["pad has a row"].is_ok, checks["pad has a row"].value) == (is_ok, value)
+    assert checks["vocabulary fits the model"].value.startswith("22 tokens (highest id seen 21)")
+
+
 def test_tokenizers_that_differ_are_found_and_a_model_without_one_is_said() -> None:
     same = check_fingerprints({"shards": "a" * 64, "model": "a" * 64}, shards="S")
     other = check_fingerprints({"shards": "a" * 64, "model": "b" * 64}, shards="S")
@@ -279,7 +294,7 @@ def test_a_sound_run_passes_and_is_shown_as_a_table(run: Run, capsys: pytest.Cap
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("gate: the first 4 steps: 40 rows of 32 with ")
-    assert len(lines) == 11 and all(line.startswith("  ok  ") for line in lines[1:])
+    assert len(lines) == 12 and all(line.startswith("  ok  ") for line in lines[1:])
 
 
 def test_the_gate_changes_nothing(run: Run) -> None:

@@ -64,6 +64,44 @@ def test_another_zero_stage_is_refused_with_both_values() -> None:
         check_launch(config, environ)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--gradient_accumulation_steps 4", "the launcher says --gradient_accumulation_steps 4"),
+        ("--gradient-accumulation-steps=4", "the launcher says --gradient_accumulation_steps 4"),
+        ("--multi_gpu --gradient_clipping 0.5", "the config says 1.0, the launcher --gradient_clipping 0.5"),
+        ("--zero_stage 3", "engine.kind: the config says 'none', the launcher --zero_stage 3"),
+    ],
+)
+def test_a_flag_that_accelerate_keeps_to_itself_is_refused_too(flags: str, message: str) -> None:
+    words = ["python", "/venv/bin/accelerate", "launch", *flags.split(), "-m", "trainer", "c.yaml"]
+
+    with pytest.raises(RunError) as refusal:
+        check_launch(config_of(), {}, launcher_words=words)
+
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "python /venv/bin/accelerate launch -m trainer c.yaml --gradient_accumulation_steps 4",
+        "python /venv/bin/accelerate launch --num_processes 2 --mixed_precision bf16 -m trainer c.yaml",
+        "make --gradient_accumulation_steps 4",
+        "",
+    ],
+)
+def test_words_that_are_no_flags_of_the_launcher_or_agree_are_left_alone(words: str) -> None:
+    check_launch(config_of(), {}, launcher_words=words.split())
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK"])
+def test_a_rank_variable_that_is_no_number_is_named(name: str) -> None:
+    with pytest.raises(RunError, match=f"{name}: 'abc' is no number of ranks; let a launcher set it"):
+        wants_gpu({name: "abc"}, num_devices=0)
+        check_launch(config_of(), {name: "abc"})
+
+
 def test_every_contradiction_is_told_at_once() -> None:
     environ = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "fp16"}
 

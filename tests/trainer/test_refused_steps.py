@@ -50,6 +50,10 @@ def check_that_it_stops(config: TrainConfig) -> None:
     events = [event for event in lines_of(folder / "events.jsonl") if event["kind"] == "skipped_step"]
     assert [event["step"] for event in events] == [1, 2, 3, 4]
     assert [event["detail"]["row_ids"] for event in events] == rows_of_steps(config, [1, 2, 3, 4])
+    lines = lines_of(folder / "metrics.jsonl")
+    # The schedule waits at the update that is refused, and nothing was learnt from its rows.
+    assert lines[0]["lr"] > lines[1]["lr"]
+    assert len({(line["lr"], line["tokens"]) for line in lines[1:]} | {(lines[1]["lr"], lines[0]["tokens"])}) == 1
     newest = checkpoint.find_complete(folder / "checkpoints")[0]
     assert checkpoint.step_of(newest) == 5
     assert checkpoint.read_state(newest)["stream"]["next_row"] == 50

@@ -12,7 +12,7 @@ from data_pipeline.stage import StageError
 from tests.trainer.tiny_run import make_shards, tiny_config
 from trainer.errors import RunError
 from trainer.ranks import Ranks
-from trainer.setup import check_engine, check_source_tokenizer
+from trainer.setup import check_engine, check_source_tokenizer, reshaping
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
@@ -42,15 +42,11 @@ def test_a_model_without_a_tokenizer_is_said_to_be_unchecked(
     ("saved", "ours", "message"),
     [
         ({"kind": "none"}, {"kind": "deepspeed"}, "engine.kind was 'none' at the save, this start has 'deepspeed'"),
+        ({"kind": "deepspeed"}, {"kind": "none"}, "engine.kind was 'deepspeed' at the save, this start has 'none'"),
         (
-            {"kind": "deepspeed", "zero_stage": 2, "ranks": 2},
-            {"kind": "deepspeed", "zero_stage": 3, "ranks": 2},
-            "engine.zero_stage was 2 at the save, this start has 3",
-        ),
-        (
-            {"kind": "deepspeed", "zero_stage": 2, "ranks": 8},
-            {"kind": "deepspeed", "zero_stage": 2, "ranks": 4},
-            "WORLD_SIZE was 8 at the save, this start has 4",
+            {"kind": "deepspeed"},
+            {"kind": "deepspeed"},
+            "no pieces/ in it, but DeepSpeed's own files, of an older version",
         ),
     ],
 )
@@ -64,4 +60,23 @@ def test_a_checkpoint_of_another_engine_is_refused_with_both_values(
 
 
 def test_plain_weights_fit_any_number_of_ranks() -> None:
-    check_engine({"kind": "none"}, {"kind": "none"}, folder=Path("step-00000004"))
+    check_engine({"kind": "none"}, {"kind": "none", "ranks": 3}, folder=Path("step-00000004"))
+
+
+@pytest.mark.parametrize(
+    ("saved", "ours", "told"),
+    [
+        ({"kind": "none", "ranks": 2}, {"kind": "none", "ranks": 2}, ""),
+        ({"kind": "none"}, {"kind": "none", "ranks": 2}, ""),  # of an older version
+        ({"kind": "none", "ranks": 2}, {"kind": "none", "ranks": 1}, "saved by 2 ranks, goes on with 1 rank"),
+        (
+            {"kind": "deepspeed", "zero_stage": 2, "ranks": 8},
+            {"kind": "deepspeed", "zero_stage": 3, "ranks": 4},
+            "saved by 8 ranks under ZeRO-2, goes on with 4 ranks under ZeRO-3",
+        ),
+    ],
+)
+def test_another_number_of_ranks_or_stage_is_told_with_both(
+    saved: dict[str, object], ours: dict[str, object], told: str
+) -> None:
+    assert reshaping(saved, ours) == told

@@ -15,18 +15,21 @@ from data_pipeline.stage import StageError
 from data_pipeline.stream.batch import NO_TARGET, Batch
 from data_pipeline.stream.rows import open_rows
 from data_pipeline.stream.stream import Stream
-from tests.trainer.small_world import SmallWorld
+from tests.trainer.small_world import NO_ANSWERS, SmallWorld
 from tests.trainer.tiny_run import losses_of, tiny_config
-from tests.trainer.tiny_sft import make_base, sft_config
+from tests.trainer.tiny_sft import MODEL, make_base, sft_config
 from trainer.adapter import peft_config
 from trainer.base import pin_base
 from trainer.config import TrainConfig
+from trainer.conversation import open_speaker
 from trainer.errors import RunError
+from trainer.export import ExportOptions, export
 from trainer.model import read_vocabulary
 from trainer.objectives.causal_lm import CausalLM
 from trainer.ranks import Ranks
 from trainer.resilience import StopFlag
 from trainer.run import run_in_group
+from trainer.saved import find_saved
 from trainer.schedule import learning_rate
 from trainer.setup import make_trainable_model, set_up
 
@@ -228,7 +231,7 @@ def without_pad(tokenizer: Path, folder: Path, *, pad: str | None) -> Path:
 
 
 @pytest.mark.parametrize("pad", [None, "<|endoftext|>"])
-def test_without_a_pad_token_of_its_own_eos_stays_a_target_and_padding_never_is(
+def test_without_a_pad_token_and_without_a_free_row_eos_stays_a_target_and_padding_never_is(
     world: SmallWorld, tmp_path: Path, pad: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = SmallWorld(tmp_path)
@@ -239,7 +242,8 @@ def test_without_a_pad_token_of_its_own_eos_stays_a_target_and_padding_never_is(
 
     rows = open_rows(odd.instruction_shards, split="train", seq_len=config.data.seq_len, packing="best_fit")
     assert rows.shards.pad_is_eos
-    assert "pad is EOS" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "(pad is EOS)" in told and "no pad token, no free row (420 tokens, 420 rows)" in told
     batch = step_batch(stream_of(config))
     eos_targets = (batch.labels == rows.shards.eos_id).sum()
     assert eos_targets == len(documents_of(batch))
@@ -248,6 +252,33 @@ def test_without_a_pad_token_of_its_own_eos_stays_a_target_and_padding_never_is(
     model = model_of(pin_base(config, tmp_path / "runs/run", ALONE))
     embedding = model.get_input_embeddings()
     assert embedding.padding_idx is None or embedding.padding_idx != rows.shards.eos_id
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_without_a_pad_token_a_free_row_pads_training_answers_chat_and_export(
+    world: SmallWorld, tmp_path: Path, tuning: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = SmallWorld(tmp_path)
+    odd.__dict__["tokenizer"] = without_pad(world.tokenizer, tmp_path / "tokenizer", pad=None)
+    shape = MODEL | {"pad_vocab_to_multiple": 64}
+    base = odd.train("base", odd.shards, model=shape, train={"max_steps": 4}, evaluation=NO_ANSWERS)
+    config = sft_config(tmp_path / "runs", odd, base, tuning, train={"max_steps": 2})
+
+    assert run_in_group(config, ALONE, stop=StopFlag()) == 0
+    saved = find_saved(tmp_path / "runs/run")
+    export(saved, tmp_path / "exported", ExportOptions())
+
+    row = 420  # of 448
+    told = capsys.readouterr().out
+    assert told.count("id 420: no pad token, so a free row (420 tokens, 448 rows)") == 2  # the base's gate, and ours
+    assert open_speaker(saved).pad_id == row
+    files = ["generation_config.json", *(["config.json"] if tuning == "full" else [])]
+    pads = [json.loads((tmp_path / "exported" / file).read_text())["pad_token_id"] for file in files]
+    assert pads == [row] * len(files)
+    kept = (tmp_path / "exported/tokenizer.json").read_bytes()
+    assert kept == (odd.tokenizer / "tokenizer.json").read_bytes()
+    exported_base = Path(pin_base(config, tmp_path / "runs/run", ALONE).model.source or "")
+    assert json.loads((exported_base / "config.json").read_text())["pad_token_id"] == row
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from data_pipeline import disk
 from data_pipeline.config import to_tree, validate
-from data_pipeline.corpus import records
+from data_pipeline.corpus import listing, records
 from data_pipeline.corpus.build import CorpusConfig
 from data_pipeline.corpus.duplicates import Digests, find_repeats
 from data_pipeline.stage import StageError, read_manifest, verify_files
@@ -87,11 +88,19 @@ def test_the_manifest_counts_what_stands_in_its_files(tmp_path: Path, inputs: Pa
 
     assert verify_files(tmp_path / "out", manifest) == []
     assert read_manifest(tmp_path / "out", kind="corpus") == manifest
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["data", "manifest.json", "rejects"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["data", "inputs.jsonl", "manifest.json", "rejects"]
     for entry in manifest["files"]:
         held = pq.read_table(tmp_path / "out" / entry["name"]).to_pylist()
         assert entry["num_records"] == len(held) > 0
         assert entry["num_text_bytes"] == sum(len(row["text"].encode()) for row in held)
+    listed = (tmp_path / "out" / manifest["input_list"]["name"]).read_text().splitlines()
+    assert manifest["input_list"]["sha256"] == disk.sha256_of(tmp_path / "out/inputs.jsonl")
+    assert [json.loads(line)[0] for line in listed] == [
+        "in/1.Training/TL_1.zip",
+        "in/2.Validation/TL_1.zip".replace("TL", "VL"),
+        "in/a.jsonl",
+        "in/b.csv",
+    ]
     for entry in manifest["reject_files"]:
         path = tmp_path / "out" / entry["name"]
         assert entry["sha256"] == disk.sha256_of(path)
@@ -249,20 +258,91 @@ def test_finished_tasks_are_not_run_again(tmp_path: Path, inputs: Path) -> None:
     assert {path: path.stat().st_ino for path in before} == before
 
 
-def test_equal_inputs_are_done_and_changed_ones_are_built_anew(tmp_path: Path, inputs: Path) -> None:
+def test_equal_inputs_are_done_and_changed_ones_refused_with_both_identities(tmp_path: Path, inputs: Path) -> None:
     build(tmp_path / "out", inputs, **SMALL)
     stage = stage_of(tmp_path / "out", inputs, min_text_share=0.001, **SMALL)
     assert stage.is_done()
     assert pickle.loads(pickle.dumps(stage)).is_done()
+    before, ours = tree(tmp_path / "out"), stage.inputs_sha256
 
     (inputs / "b.csv").write_text("text\n새 줄")
-    assert not stage_of(tmp_path / "out", inputs, min_text_share=0.001, **SMALL).is_done()
-    build(tmp_path / "out", inputs)
+    other = stage_of(tmp_path / "out", inputs, min_text_share=0.01, **SMALL)
+    assert not other.is_done()
+    with pytest.raises(StageError) as caught:
+        other.plan()
 
-    assert "새 줄" in texts(tmp_path / "out")
-    held = sorted(path.name for path in (tmp_path / "out/data").iterdir())
-    assert held == ["part-00000.parquet"]
+    said = str(caught.value)
+    assert f"holds a corpus of other inputs ({ours[:12]}…, now {other.inputs_sha256[:12]}…)" in said
+    assert "config.min_text_share 0.001, now 0.01; give another output folder, or remove this one" in said
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_finished_stage_that_is_run_again_touches_nothing(tmp_path: Path, inputs: Path) -> None:
+    manifest = build(tmp_path / "out", inputs)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+
+    assert build(tmp_path / "out", inputs) == manifest
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == times
+
+
+def test_a_file_is_known_by_its_bytes_and_not_by_its_time(
+    tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MAX_WHOLE_BYTES", 100)
+    monkeypatch.setattr(listing, "SAMPLE_BYTES", 16)
+    build(tmp_path / "out", inputs)
+    for path in inputs.rglob("*"):
+        os.utime(path, ns=(1, 1))
+    shutil.copytree(inputs, tmp_path / "copy/in")
+    assert stage_of(tmp_path / "out", inputs, min_text_share=0.001).is_done()
+    assert stage_of(tmp_path / "out", tmp_path / "copy/in", min_text_share=0.001).is_done()
+
+    for name, at in (("a.jsonl", 0), ("a.jsonl", -1), ("b.csv", 6)):
+        data = (inputs / name).read_bytes()
+        (inputs / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + (data[at + 1 :] if at != -1 else b""))
+        assert not stage_of(tmp_path / "out", inputs, min_text_share=0.001).is_done(), (name, at)
+        (inputs / name).write_bytes(data)
+
+
+def test_no_list_of_files_is_sent_to_workers_or_stands_in_the_manifest(tmp_path: Path) -> None:
+    sizes = {}
+    for count in (20, 400):
+        folder = tmp_path / f"in-{count}"
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number:04d}.txt").write_text(f"{number}째 글이다.")
+        stage = stage_of(tmp_path / f"out-{count}", folder, task_bytes=300)
+        tasks = stage.plan()
+        spec = max(len(json.dumps(task.spec)) for task in tasks)
+        manifest = run(stage)
+        manifest["files"], manifest["config"] = [], {}
+        sizes[count] = (len(pickle.dumps(stage)), spec, len(json.dumps(manifest)))
+
+    for few, many in zip(sizes[20], sizes[400], strict=True):
+        assert many <= few + 20  # a longer number here and there
+
+
+def test_a_worker_knows_its_slice_alone_and_never_walks_the_inputs(tmp_path: Path, inputs: Path) -> None:
+    stage = stage_of(tmp_path / "out", inputs, min_text_share=0.001, **SMALL)
+    tasks = stage.plan()
+    shutil.copytree(inputs, tmp_path / "kept")
+    (inputs / "new.txt").write_text("늦게 온 글.")
+    worker = stage_of(tmp_path / "out", inputs, min_text_share=0.001, **SMALL)
+
+    for task in tasks:
+        worker.run(task)
+
+    assert "listing" not in vars(worker)
+    assert stage.finish()["num_records"] == 39
+
+
+def test_files_that_change_while_they_are_listed_are_refused(tmp_path: Path, inputs: Path) -> None:
+    stage = stage_of(tmp_path / "out", inputs)
     assert not stage.is_done()
+    (inputs / "b.csv").write_text("text\n다른 줄")
+
+    with pytest.raises(StageError, match="the files changed while they were listed"):
+        stage.plan()
 
 
 @pytest.mark.parametrize("change", [{"source": "x"}, {"validation_is_heldout": False}, {"text_unit": "paragraph"}])

@@ -91,6 +91,7 @@ def test_the_manifest_counts_what_the_shards_hold(inputs: Path, tmp_path: Path) 
             "num_unk": 0,
             "num_empty": sum(len(row["input_ids"]) == 1 for row in rows),
         }
+        assert manifest["sources"][split] == {"시험": len(rows)}
     encoder = Encoder(inputs / "tokenizer")
     assert sum(counts["num_empty"] for counts in manifest["splits"].values()) == 1
     assert manifest["tokenizer_fingerprint"] == encoder.fingerprint

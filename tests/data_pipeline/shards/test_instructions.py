@@ -130,10 +130,12 @@ def test_documents_carry_their_tokenizer_too_and_no_template(inputs: Path, tmp_p
     (tmp_path / "tokenizer").mkdir()
     tokenizer = shutil.copytree(inputs / "tokenizer", tmp_path / "tokenizer", dirs_exist_ok=True)
     (tokenizer / "chat_template.jinja").write_text("{{ messages }}")
+    (tokenizer / "card.json").write_text('{"vocab_size": 400}')
     (tokenizer / "README.md").write_text("not needed")
     manifest = build(stage_of(inputs, tmp_path / "s", corpus=corpus, tokenizer=tokenizer, template=None))
 
-    names = ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "tokenizer/chat_template.jinja"]
+    files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "card.json")
+    names = [f"tokenizer/{name}" for name in files]
     assert [entry["name"] for entry in manifest["companions"]] == names
     for name in names:
         assert (tmp_path / "s" / name).read_bytes() == (tokenizer / Path(name).name).read_bytes()

@@ -132,7 +132,9 @@ def test_a_row_table_of_other_shards_is_no_fault(shards: Path) -> None:
 def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
 
-    with pytest.raises(StageError, match=r"an unfinished folder \(no manifest.json\), but a finished shards is needed"):
+    with pytest.raises(
+        StageError, match=r"an unfinished folder \(no manifest.json\), but a finished folder of shards is needed"
+    ):
         verify(tmp_path / "s")
 
 

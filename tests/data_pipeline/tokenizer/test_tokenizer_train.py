@@ -17,6 +17,7 @@ from data_pipeline import disk
 from data_pipeline.stage import StageError, read_manifest, verify_files
 from data_pipeline.tokenizer.encode import Encoder
 from data_pipeline.tokenizer.fingerprint import tokenizer_fingerprint
+from data_pipeline.tokenizer.measure import measure_hostile
 from data_pipeline.tokenizer.recipe import choose_alphabet
 from data_pipeline.tokenizer.sample import sample_texts
 from data_pipeline.tokenizer.special import SPECIAL_TOKENS, TEMPLATE_MARKERS
@@ -96,6 +97,20 @@ def test_the_manifest_and_the_card_say_what_was_made(corpus: Path, trained: dict
     assert card["fingerprint"] in page
     assert f"{card['corpus_sample']['bytes_per_token']:.3f}" in page
     assert ("공백과 줄바꿈은 보존되지 않고" in page) == (kind == "hash_hash_bpe")
+
+
+def test_a_text_in_nfd_is_measured_as_a_user_gives_it(trained: dict[str, Path], tmp_path: Path) -> None:
+    sound = measure_hostile(Encoder(trained["byte_level_bpe"]))["nfd"]
+    folder = tmp_path / "without"
+    shutil.copytree(trained["byte_level_bpe"], folder)
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(tree | {"normalizer": None}))
+    lost = measure_hostile(Encoder(folder))["nfd"]
+
+    assert (sound.num_exact, sound.num_lost) == (1, 0)
+    assert (lost.num_exact, lost.num_chars) == (0, sound.num_chars)
+    assert lost.num_lost > 0
+    assert lost.num_tokens > sound.num_tokens
 
 
 def test_a_size_that_the_text_can_not_fill_is_an_error_with_the_reached_one(corpus: Path, tmp_path: Path) -> None:
@@ -190,9 +205,24 @@ def test_equal_inputs_are_done_and_others_are_not(corpus: Path, trained: dict[st
     other = make_corpus(tmp_path / "other", write_documents(tmp_path / "docs.jsonl", seed=5))
     assert not stage_of(other, folder).is_done()
 
-    run(stage_of(other, folder))
-    assert stage_of(other, folder).is_done()
-    assert not stage_of(corpus, folder).is_done()
+
+def test_a_finished_tokenizer_of_other_inputs_is_refused_and_stays(
+    corpus: Path, trained: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(trained["byte_level_bpe"], folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = stage_of(corpus, folder, min_frequency=3)
+
+    with pytest.raises(StageError) as caught:
+        run(other)
+
+    ours = stage_of(corpus, folder).inputs_sha256
+    said = f"holds a tokenizer of other inputs ({ours[:12]}…, now {other.inputs_sha256[:12]}…): "
+    assert f"{said}config.min_frequency 2, now 3; give another output folder, or remove this one" in str(caught.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    run(stage_of(corpus, folder))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 class Killed(BaseException):
