@@ -12,6 +12,7 @@ from trainer.run_lock import Holder
 from trainer.stop_flag import LAUNCHER_PID
 
 _AGENT_VARIABLE = "TORCHELASTIC_RUN_ID"
+_AGENT_NAMES = ("torchrun", "torch.distributed", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,15 @@ def launched_of(holder: Holder) -> Launched | None:
         pass
     if parent is not None and environ.get(LAUNCHER_PID) == str(parent.pid):
         return Launched(rank_0, parent, is_agent=False)
-    is_agent = parent is not None and _AGENT_VARIABLE in environ
+    is_agent = parent is not None and _AGENT_VARIABLE in environ and _is_agent(parent)
     return Launched(rank_0, parent if is_agent else None, is_agent=is_agent)
+
+
+def _is_agent(parent: psutil.Process) -> bool:
+    """Whether a rank's parent is the agent that started it: of an orphan it is init, which must get no signal."""
+    with contextlib.suppress(psutil.Error):
+        return parent.pid != 1 and any(name in word for word in parent.cmdline() for name in _AGENT_NAMES)
+    return False
 
 
 def _runs(process: psutil.Process) -> bool:

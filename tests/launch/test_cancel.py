@@ -117,7 +117,7 @@ def test_by_force_nothing_is_saved_and_nobody_is_left(run: Path, capsys: pytest.
 def test_an_agent_that_starts_ranks_again_is_ended_after_their_save(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    agent = start(AGENT, TRAINS, str(run), TORCHELASTIC_RUN_ID="1", RANK="0")
+    agent = start(AGENT, TRAINS, str(run), "torchrun", TORCHELASTIC_RUN_ID="1", RANK="0")
     ready_pids(run, 1)
     wait_for(run / "lock")
 
@@ -126,6 +126,20 @@ def test_an_agent_that_starts_ranks_again_is_ended_after_their_save(
     assert agent.wait(timeout=30) == -signal.SIGTERM
     assert "rank 0 (pid " in capsys.readouterr().err
     assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] >= "step-00000041"
+    assert json.loads((run / "exit.json").read_text())["code"] == 85
+
+
+@pytest.mark.stages
+def test_an_orphaned_rank_is_ended_and_init_is_left_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Its agent was killed: what took it in (init, or a session's own) has nothing to do with it.
+    orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', *sys.argv[1:]])"
+    start(orphan, TRAINS, str(run), TORCHELASTIC_RUN_ID="1", RANK="0").wait(timeout=30)
+    ready_pids(run, 1)
+    wait_for(run / "lock")
+
+    assert cli.main(["cancel", "a"]) == 0
+
+    assert "rank 0 (pid " in capsys.readouterr().err
     assert json.loads((run / "exit.json").read_text())["code"] == 85
 
 
