@@ -304,8 +304,7 @@ def _compare_tokenizers(source: str, config: TrainConfig) -> None:
     except (OSError, ValueError) as error:  # no hub name by its form
         first_line = str(error).strip().splitlines()[0]
         raise RunError(
-            f"model.from: {source!r} is neither a folder or run here nor a hub name: {first_line}; check the path "
-            "(a run's export that was removed is made again under a new run.name)"
+            f"model.from: {source!r} is neither a folder or run here nor a hub name: {first_line}; check the path"
         ) from None
     if file is None:
         print(

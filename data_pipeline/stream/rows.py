@@ -30,9 +30,10 @@ def open_rows(
     """
     found = read_shards(Path(shards), split=split)
     if found.num_targets == 0:
+        what = "no target token" if found.record == "instruction" else "no token beside their EOS"
         raise StageError(
-            f"{shards}: the {found.num_documents:,} documents of split {split!r} hold no token beside their EOS, so "
-            "there is nothing to learn; look at the corpus and the tokenizer with `dure shards inspect`"
+            f"{shards}: the {found.num_documents:,} {found.record}s of split {split!r} hold {what}, so there is "
+            "nothing to learn; look at the corpus and the tokenizer with `dure shards inspect`"
         )
     table = open_table(found, packing=packing, seq_len=seq_len, build=build, too_long=too_long)
     if table.counts.num_rows == 0:

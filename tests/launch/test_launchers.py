@@ -172,22 +172,13 @@ def test_bad_input_is_told_once_and_clearly(
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
-def test_a_resume_with_other_ranks_under_zero_is_refused_with_the_reason(shards: Path, tmp_path: Path) -> None:
-    config = config_at(tmp_path, shards, engine={"kind": "deepspeed", "zero_stage": 2})
-    assert start(config, "train.max_steps=2", ranks=2).returncode == 0
-    before = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
-
-    result = start(config, ranks=1)
-
-    assert result.returncode == 2
-    assert "WORLD_SIZE was 2 at the save, this start has 1: each rank's file holds its shard" in result.stderr
-    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == before
-
-
-def test_plain_weights_go_on_with_another_number_of_ranks_on_the_same_rows(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", [{"kind": "none"}, {"kind": "deepspeed", "zero_stage": 2}])
+def test_a_run_goes_on_with_another_number_of_ranks_on_the_same_rows(
+    shards: Path, tmp_path: Path, engine: dict[str, Any]
+) -> None:
     # A constant rate, so that max_steps may grow; no dropout, whose masks are drawn by rank.
     train = {"max_steps": 4, "schedule": {"kind": "wsd", "warmup_steps": 0, "peak_lr": 1e-3}}
-    sections = {"model": {"dropout": 0.0}, "train": train}
+    sections: dict[str, Any] = {"model": {"dropout": 0.0}, "train": train, "engine": engine}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
