@@ -36,7 +36,7 @@ def test_the_tiny_config_tunes_a_run_on_two_ranks(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=REPO, env=environment(), capture_output=True, text=True, timeout=500)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("  ok    ") == 10 and "FAIL" not in done.stdout
+    assert done.stdout.count("  ok    ") == 11 and "FAIL" not in done.stdout
     assert [line["num_answers"] for line in lines_of(tmp_path / "sft-tiny/evaluations.jsonl")] == [4]
     assert len(lines_of(tmp_path / "sft-tiny/answers/step-00000003.jsonl")) == 4
 
