@@ -21,7 +21,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 DEFAULT_SHARDS = Path("runs/demo/data/shards")
 OUT = Path("bench/out/train.json")
-SEQ_LEN, ROWS = 256, 16
 
 
 def run_config(folder: str, shards: Path, steps: int) -> Any:
@@ -47,7 +46,7 @@ def run_config(folder: str, shards: Path, steps: int) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=Path, default=DEFAULT_SHARDS)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if not (arguments.shards / "manifest.json").is_file():
@@ -59,7 +58,8 @@ def main() -> None:
     from bench.peers.ours import our_seconds
 
     torch.set_num_threads(1)
-    tokens = arguments.steps * ROWS * SEQ_LEN
+    config = run_config("unused", arguments.shards, arguments.steps)
+    tokens = arguments.steps * config.train.global_batch_sequences * config.data.seq_len
     rates: dict[str, list[float]] = {"dure": [], "Trainer": []}
     for _ in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as folder:
