@@ -21,13 +21,13 @@ demo: $(STAMP)
 # The fast ones first: they fail in seconds. Ops are compiled once, before any rank starts. A cluster's drills mostly
 # wait for its clocks: three clusters run them at once.
 test: $(STAMP)
-	@$(TEST) -m 'not stages and not slurm'
+	@$(TEST) -m 'not stages and not slurm' -n 2
 	@$(BIN)/python -m launch.toolchain --build
 	@$(TEST) -m stages
 	@$(TEST) -m slurm -n 3
 
 check: $(STAMP) lint
-	@$(TEST) -m 'not stages and not slurm and not gpu'
+	@$(TEST) -m 'not stages and not slurm and not gpu' -n 2
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

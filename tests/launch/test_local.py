@@ -347,7 +347,9 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
 
 def test_on_a_terminal_the_first_rank_has_one_too_and_its_log_no_bar(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    code = RANK + "print('tty', sys.stdout.isatty(), sys.stderr.isatty())\nos.write(2, b'\\r 10%\\r 20%\\n')\n"
+    # One write a stream: what two streams say in pieces mixes on a terminal.
+    told = "os.write(1, f'tty {sys.stdout.isatty()} {sys.stderr.isatty()}\\n'.encode())"
+    code = RANK + f"{told}\nos.write(2, b'\\r 10%\\r 20%\\n')\n"
     command = [sys.executable, "-c", LAUNCHER, str(tmp_path), "1", "20", code]
     with subprocess.Popen(command, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
