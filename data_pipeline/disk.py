@@ -160,6 +160,15 @@ def write_bytes(path: Path, data: bytes) -> FileRecord:
     return file.record(path.name)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where the file is missing or torn, or holds something else."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
 def write_json(path: Path, tree: Any) -> FileRecord:
     """Replace the file at `path` by `tree` as readable JSON (UTF-8, Korean unescaped)."""
     return write_bytes(path, (json.dumps(tree, ensure_ascii=False, indent=1) + "\n").encode())

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import disk
 from launch.array_work import (
     ELEMENTS_NAME,
     FAILURES_NAME,
@@ -93,22 +94,14 @@ def check_own_job(folder: Path, *, seconds: float = OWN_JOB_SECONDS) -> None:
     from trainer.errors import RunError
 
     ours, deadline = os.environ.get("SLURM_JOB_ID"), time.monotonic() + seconds
-    while (named := read_json(folder.parent / STATE_NAME).get("links", {}).get(folder.name, {}).get("job")) != ours:
+    state = folder.parent / STATE_NAME
+    while (named := disk.read_object(state).get("links", {}).get(folder.name, {}).get("job")) != ours:
         if time.monotonic() > deadline:
             raise RunError(
-                f"{folder.parent / STATE_NAME}: the job of {folder.name} is {named}, this is {ours}; nothing was done. "
+                f"{state}: the job of {folder.name} is {named}, this is {ours}; nothing was done. "
                 "Submit the pipeline again"
             )
         time.sleep(0.5)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} where there is none."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def run_child(command: Sequence[str], *, held: set[signal.Signals]) -> int:
@@ -203,7 +196,7 @@ class Spread:
         """Wait for the array that a job before this one left. One that never got a number must not begin any more."""
         arrays = sorted((self.folder / ARRAYS_NAME).glob("*")) if (self.folder / ARRAYS_NAME).is_dir() else []
         for array in arrays:
-            job = read_json(array / JOB_NAME).get("job")
+            job = disk.read_object(array / JOB_NAME).get("job")
             if job is None:
                 (array / ELEMENTS_NAME).unlink(missing_ok=True)
             elif array == arrays[-1] and self._is_alive(job):
@@ -218,7 +211,6 @@ class Spread:
 
     def _submit(self, plan: dict[str, Any], left: int) -> tuple[Path, str]:
         """Submit the first unfinished wave; returns the array's folder and its job."""
-        from data_pipeline import disk
         from launch import slurm
         from launch.cluster import read_cluster
         from launch.sbatch import sbatch_text
@@ -289,7 +281,7 @@ class Spread:
     def _raise_failures(self, array: Path) -> None:
         from data_pipeline.stage import StageError
 
-        failures = [read_json(path) for path in sorted((array / FAILURES_NAME).iterdir())]
+        failures = [disk.read_object(path) for path in sorted((array / FAILURES_NAME).iterdir())]
         if not failures:
             return
         shown = [str(failure.get("message")) for failure in failures[:NUM_SHOWN]]

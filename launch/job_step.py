@@ -6,7 +6,6 @@ signals that come before its tasks run, so the first waits until every node has 
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipeline import disk
 from launch.node import STARTED, report_path
 from launch.rank_watch import tell
 from launch.signals import wait_for
@@ -122,21 +122,12 @@ class _Srun:
 
     def read_reports(self) -> list[dict[str, Any]]:
         """What each node has said, {} for one that has said nothing."""
-        return [read_json(report_path(self.reports, index)) for index in range(len(self.hosts))]
+        return [disk.read_object(report_path(self.reports, index)) for index in range(len(self.hosts))]
 
 
 def let_signals_in() -> None:
     """For a child: signals as a shell gives them."""
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} where it is missing or torn."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def conclude(result: StepResult, record: ExitRecord | None, *, hosts: Sequence[str]) -> Ending:

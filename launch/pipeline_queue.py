@@ -16,7 +16,7 @@ from typing import Any
 from data_pipeline import disk
 from data_pipeline.config import to_yaml
 from launch import slurm
-from launch.array import STATE_NAME, TASKS_CLUSTER_NAME, read_json
+from launch.array import STATE_NAME, TASKS_CLUSTER_NAME
 from launch.array_work import LINK_NAME
 from launch.pipeline import PipelineConfig, PlannedLink, depending
 from launch.sbatch import Job, sbatch_text
@@ -41,7 +41,7 @@ class Submission:
     def run(self) -> None:
         """Submit; each job is written down before the next one is submitted."""
         with disk.locked(self._folder / ".lock"):  # two people may submit one pipeline at once
-            state = read_json(self._folder / STATE_NAME).get("links", {})
+            state = disk.read_object(self._folder / STATE_NAME).get("links", {})
             alive = {item.link.name: self._alive(item, state.get(item.link.name, {})) for item in self._planned}
             self._check(alive, state)
             for item in self._planned:

@@ -235,8 +235,9 @@ def _ask(work: Work, folder: Path) -> tuple[dict[str, dict[str, Any]], Expected]
 
 def _all_reduce(work: Work, folder: Path) -> list[dict[str, Any] | None]:
     """What each rank measured, started like the run's own ranks; None for one that left nothing."""
+    from data_pipeline import disk
     from launch.job import node_words, srun_words
-    from launch.job_step import read_json, run_step
+    from launch.job_step import run_step
     from launch.local import reserved_port
     from launch.preflight_node import result_path
 
@@ -253,7 +254,7 @@ def _all_reduce(work: Work, folder: Path) -> list[dict[str, Any] | None]:
             timeout_seconds=config.timeout_seconds,
         )
     num_ranks = len(work.job.hosts) * work.cluster.ranks_per_node
-    return [read_json(result_path(folder, rank)) or None for rank in range(num_ranks)]
+    return [disk.read_object(result_path(folder, rank)) or None for rank in range(num_ranks)]
 
 
 def resubmit_without(work: Work, checked: Checked, environ: Mapping[str, str] = os.environ) -> None:
@@ -292,9 +293,9 @@ def resubmit_without(work: Work, checked: Checked, environ: Mapping[str, str] = 
 
 def _chain(run_folder: Path, job: str) -> list[dict[str, Any]]:
     """The records of the jobs in whose place, one after the other, `job` was submitted."""
-    from launch.job_step import read_json
+    from data_pipeline import disk
 
-    records = [read_json(path) for path in (run_folder / PREFLIGHT_NAME).glob("*.json")]
+    records = [disk.read_object(path) for path in (run_folder / PREFLIGHT_NAME).glob("*.json")]
     by_successor = {str(record["resubmitted_as"]): record for record in records if record.get("resubmitted_as")}
     chain = []
     while (record := by_successor.pop(job, None)) is not None:

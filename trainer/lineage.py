@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import disk
 from data_pipeline.shards.format import read_shards, read_shards_manifest
 from data_pipeline.shards.reader import open_shard
 from data_pipeline.stage import MANIFEST_NAME, Manifest, StageError
@@ -77,7 +77,7 @@ def base_path_of(saved: Saved) -> tuple[str, str | None] | None:
     if saved.config is not None:
         source, revision = saved.config.model.source, saved.config.model.revision
     else:
-        told = _json(saved.path / ADAPTER_CONFIG_NAME)
+        told = disk.read_object(saved.path / ADAPTER_CONFIG_NAME)
         source, revision = told.get("base_model_name_or_path"), told.get("revision")
     if not source:
         return None
@@ -138,21 +138,13 @@ def _told_by_manifest(folder: Path) -> list[DataFacts]:
 
 def _export_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an export of ours; {} for other people's folders, which may have one of that name."""
-    told = _json(folder / MANIFEST_NAME)
+    told = disk.read_object(folder / MANIFEST_NAME)
     return told if told.get("kind") == EXPORT_KIND else {}
 
 
 def as_trees(data: list[DataFacts]) -> list[dict[str, Any]]:
     """As a manifest keeps them."""
     return [asdict(facts) for facts in data]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def _licence_in(readme: Path) -> str:

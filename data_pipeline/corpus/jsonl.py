@@ -12,6 +12,7 @@ from data_pipeline.corpus.encoding import encoding_of
 from data_pipeline.corpus.json_stream import JsonError, iterate_values
 from data_pipeline.corpus.records import Document, Instruction, Reject
 from data_pipeline.corpus.sources import InputConfig
+from data_pipeline.corpus.text import rest_of_line
 
 MAX_LINE_BYTES = 256 << 20
 
@@ -80,20 +81,11 @@ def _lines(stream: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[int
         if not line:
             return
         yield offset, line
-        offset += len(line) if len(line) <= MAX_LINE_BYTES else _rest_of_line(stream) + len(line)
+        offset += len(line) if len(line) <= MAX_LINE_BYTES else rest_of_line(stream) + len(line)
 
 
 def _read_line(stream: BinaryIO) -> bytes:
     return stream.readline(MAX_LINE_BYTES + 1)
-
-
-def _rest_of_line(stream: BinaryIO) -> int:
-    num_bytes = 0
-    while piece := stream.readline(1 << 20):
-        num_bytes += len(piece)
-        if piece.endswith(b"\n"):
-            break
-    return num_bytes
 
 
 def _parse(line: bytes, encoding: str, offset: int) -> dict[str, Any] | Reject | None:

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from data_pipeline.corpus.encoding import encoding_of
 from data_pipeline.corpus.records import Document, Reject
 from data_pipeline.corpus.sources import InputConfig
+from data_pipeline.corpus.text import rest_of_line
 
 MAX_DOCUMENT_BYTES = 64 << 20  # a longer text goes on in a further document, from the line that would not fit
 
@@ -29,7 +30,7 @@ def read_text(stream: BinaryIO, options: InputConfig) -> Iterator[Document | Rej
         yield from pieces.close()
         message = f"a line of more than {MAX_DOCUMENT_BYTES:,} bytes; break it into lines, or give JSONL"
         yield Reject("too_large", message, offset=offset)
-        offset += len(line) + (0 if line.endswith(b"\n") else _rest_of_line(stream))
+        offset += len(line) + (0 if line.endswith(b"\n") else rest_of_line(stream))
     yield from pieces.close()
 
 
@@ -87,12 +88,3 @@ class _Pieces:
     def _reject(self, error: UnicodeDecodeError, offset: int) -> Reject:
         message = f"a line that is not {self._encoding}: {error.reason}; set encoding"
         return Reject("invalid_encoding", message, offset=offset + error.start)
-
-
-def _rest_of_line(stream: BinaryIO) -> int:
-    num_bytes = 0
-    while piece := stream.readline(1 << 20):
-        num_bytes += len(piece)
-        if piece.endswith(b"\n"):
-            break
-    return num_bytes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import BinaryIO
 
 _UNUSUAL = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # any of what the others look for
 _PAGE_BREAK = re.compile("[\x0b\x0c]")
@@ -41,3 +42,13 @@ def _plain(text: str) -> tuple[str, list[str]]:
         text = _CONTROL.sub("", _PAGE_BREAK.sub("\n", text))
         changes.append("control_characters")
     return text, changes
+
+
+def rest_of_line(stream: BinaryIO) -> int:
+    """Pass over what is left of a line, a part at a time; its bytes."""
+    num_bytes = 0
+    while piece := stream.readline(1 << 20):
+        num_bytes += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return num_bytes
