@@ -92,7 +92,7 @@ def test_a_pretraining_is_tried_beside_its_run_and_twice_alike(
     assert not (tmp_path / "run").exists()
     said = capsys.readouterr().out
     assert "engine.kind" in said and "deepspeed → none" in said
-    assert "산에 산다." in said
+    assert "에 산다." in said
     assert len(lines_of(tmp_path / "run-debug" / "metrics.jsonl")) == 4
     assert len(lines_of(tmp_path / "run-debug" / "evaluations.jsonl")) == 1
     assert [path.name for path in (tmp_path / "run-debug" / "checkpoints").iterdir()] == ["step-00000004"]
