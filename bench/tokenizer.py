@@ -1,4 +1,4 @@
-"""Training and encoding of both kinds of tokenizer: MB a CPU-second beside the tokenizers library, in one run.
+"""Training and encoding of every kind of tokenizer: MB a CPU-second beside the tokenizers library, in one run.
 
     .venv/bin/python bench/tokenizer.py [--corpus ../shared/data/docs_ko] [--vocab-size 8000] [--rounds 3]
 
@@ -10,6 +10,7 @@ the contender has not seen (every document begins with the round's number), but 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import statistics
@@ -31,7 +32,16 @@ from data_pipeline.stage import Stage  # noqa: E402
 from data_pipeline.tokenizer.encode import Encoder  # noqa: E402
 from data_pipeline.tokenizer.train import TokenizerConfig, TokenizerTrain  # noqa: E402
 
-KINDS = ("byte_level_bpe", "hash_hash_bpe")
+# What is trained, by the keys of its config; Kiwi's where it is installed.
+KINDS: dict[str, dict[str, Any]] = {
+    "byte_level_bpe": {},
+    "hash_hash_bpe": {"kind": "hash_hash_bpe"},
+    "unigram": {"kind": "unigram"},
+    "wordpiece": {"kind": "wordpiece"},
+    "byte_level + 100 rules": {"merge_rules": [f"낱말{number} 하나 → 낱말{number}하나" for number in range(100)]},
+}
+if importlib.util.find_spec("kiwipiepy") is not None:
+    KINDS["byte_level + kiwi"] = {"morphemes": "kiwi"}
 Encode = Callable[[list[str]], Any]
 
 
@@ -39,10 +49,10 @@ def main() -> None:
     options = parse_options()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options, Path(folder))
-    print(f"{'kind':<16} {'what':<34} {'CPU-s':>8} {'MB/CPU-s':>9} {'bytes/token':>12} {'chars/token':>12}")
+    print(f"{'kind':<22} {'what':<34} {'CPU-s':>8} {'MB/CPU-s':>9} {'bytes/token':>12} {'chars/token':>12}")
     for row in rows:
         print(
-            f"{row['kind']:<16} {row['what']:<34} {row['cpu_seconds']:>8.2f} {row['mb_per_cpu_second']:>9.2f} "
+            f"{row['kind']:<22} {row['what']:<34} {row['cpu_seconds']:>8.2f} {row['mb_per_cpu_second']:>9.2f} "
             f"{row['bytes_per_token']:>12.3f} {row['chars_per_token']:>12.3f}"
         )
     out = REPO / "bench/out/tokenizer.json"
@@ -64,8 +74,8 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     run(CorpusBuild(CorpusConfig.model_validate(config)))
     texts = [text for batch in iterate_documents(folder / "corpus", columns=["text"]) for text in batch[0].to_pylist()]
     rows = []
-    for kind in KINDS:
-        tree = {"corpus": folder / "corpus", "output": folder / kind, "kind": kind, "vocab_size": options.vocab_size}
+    for kind, keys in KINDS.items():
+        tree = {"corpus": folder / "corpus", "output": folder / kind, "vocab_size": options.vocab_size, **keys}
         start = time.process_time()
         run(TokenizerTrain(TokenizerConfig.model_validate(tree)))
         figures = on_corpus(folder / kind)

@@ -217,8 +217,19 @@ def append_line(path: Path, line: bytes) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Be the only process of this block among those that lock `path`; the kernel lets it go if this process dies."""
+    """Be the only process of this block among those that lock `path`; the kernel lets it go if this process dies.
+
+    Raises:
+        DiskError: its file system has no locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise DiskError(
+                error.errno,
+                f"{path}: cannot be locked: {error.strerror}; mount that file system with locks (Lustre: -o flock; "
+                "NFS: without nolock), or put the folder on one that has them",
+            ) from error
         yield

@@ -51,6 +51,9 @@ def prepare_shards(raw: RawDataConfig, *, run: RunStage | None) -> Path:
         output=cache,
         template=raw.template,
         heldout_fraction=raw.heldout_fraction,
+        labels=raw.labels,
+        max_tokens=raw.max_tokens,
+        too_long=raw.too_long,
     )
     return _up_to_date(shards, ShardsBuild, kind="shards", run=run)
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data_pipeline.config import Config
 from data_pipeline.corpus.sources import InputConfig, paths_as_inputs
+from data_pipeline.shards.labels import Labels
 
 
 class RawDataConfig(Config):
@@ -18,11 +19,14 @@ class RawDataConfig(Config):
     """
 
     inputs: tuple[InputConfig, ...] = Field(min_length=1)
-    record: Literal["document", "instruction"] = "document"
+    record: Literal["document", "instruction", "label", "pair"] = "document"
     template: str | None = None
     tokenizer: Path | None = None
     vocab_size: int = Field(default=32_000, ge=64, description="of the tokenizer that is trained without `tokenizer`")
     heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
+    labels: Labels | None = Field(default=None, description="of label records: the classes in their order")
+    max_tokens: int | None = Field(default=None, ge=2, description="of a sequence of label and pair records")
+    too_long: Literal["refuse", "drop", "cut"] = "refuse"
     cache: Path = Path("data/cache")
 
     @field_validator("inputs", mode="before")
@@ -37,5 +41,13 @@ class RawDataConfig(Config):
             raise ValueError(
                 f"record is 'instruction', but there is no {missing}; name the template that writes the rows, and the "
                 "tokenizer of the model that is tuned"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _examples_need_a_tokenizer(self) -> RawDataConfig:
+        if self.record in ("label", "pair") and self.tokenizer is None:
+            raise ValueError(
+                f"record is {self.record!r}, but there is no tokenizer; name that of the model that is tuned"
             )
         return self

@@ -8,6 +8,7 @@ runs, or submits what is not done.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -30,12 +31,16 @@ from launch.array_work import (
     SPEC_NAME,
 )
 from launch.local import hold_signals
+from trainer.resilience import STOPPED
 
 ARRAYS_NAME, JOB_NAME, TASKS_CLUSTER_NAME, STATE_NAME = "arrays", "job", "tasks.yaml", "pipeline.json"
+END_NAME = "ended.json"
 WHO = "dure pipeline"
 # How long the one who submitted may take to write this job's number down.
 OWN_JOB_SECONDS = 60.0
 NUM_SHOWN = 5
+# Reasons for which an array waits in a busy cluster, and which pass.
+_QUEUES = ("Priority", "Resources", "None", "BeginTime", "ReqNodeNotAvail", "Reservation", "Licenses")
 # squeue's silence is borne so often in a row: at 15 s a look, longer than a controller takes to fail over.
 NUM_SILENCES = 40
 
@@ -48,16 +53,18 @@ def main(argv: Sequence[str]) -> int:
     from trainer.errors import RunError
 
     what, folder = argv[0], Path(argv[1])
+    code = 1
     try:
         check_own_job(folder)
-        if what == "verb":
-            return _run_verb(folder, held)
-        return _run_spread(folder, held)
+        code = _run_verb(folder, held) if what == "verb" else _run_spread(folder, held)
     except _Stopped as stopped:
         _tell(folder, f"{stopped}: stopped (중단됨); what is done stays done")
     except (ConfigError, StageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-    return 1
+    if code != STOPPED:
+        with contextlib.suppress(OSError):  # for `dure status`, when SLURM has forgotten the job
+            disk.write_json(folder / END_NAME, {"job": os.environ.get("SLURM_JOB_ID"), "code": code})
+    return code
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error: this job was asked to end
@@ -71,16 +78,35 @@ def _run_verb(folder: Path, held: set[signal.Signals]) -> int:
 
 def _run_spread(folder: Path, held: set[signal.Signals]) -> int:
     """The stage; this job goes back into the queue where its own time limit is near, of which arrays know nothing."""
-    from launch.slurm import requeue
-
+    spreading = Spread(folder, json.loads((folder / LINK_NAME).read_text(encoding="utf-8")), held)
     try:
-        return Spread(folder, json.loads((folder / LINK_NAME).read_text(encoding="utf-8")), held).run()
+        return spreading.run()
     except _Stopped as stopped:
         if str(stopped) != signal.SIGUSR1.name:
             raise
-        _tell(folder, f"{stopped}: the time limit of this job is near; requeued")
-        requeue(os.environ["SLURM_JOB_ID"])
-        return 85
+        return _go_on(spreading, f"{stopped}: the time limit of this job is near")
+
+
+def _go_on(spreading: Spread, reason: str) -> int:
+    """Requeue this job, unless its array did nothing since the last time though the queue is not what holds it up."""
+    from launch.cluster import read_cluster
+    from launch.requeue import Requeue, decide, note_requeue, read_requeues
+    from launch.slurm import requeue
+
+    folder, policy = spreading.folder, read_cluster(spreading.folder / TASKS_CLUSTER_NAME).requeue
+    if spreading.waits_for in _QUEUES:
+        policy = policy.model_copy(update={"max_requeues_without_progress": policy.max_requeues + 1})
+    job, restart = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    num_done, num_tasks = spreading.count()
+    ended = Requeue(job=job, restart=restart, step=num_done, reason=reason, data=f"{num_done:,} of {num_tasks:,} tasks")
+    verdict = decide(policy, ended, before=read_requeues(folder), is_cancelled=False)
+    waits = f"; its array waits: {spreading.told}" if spreading.waits_for else ""
+    _tell(folder, f"{reason}; {verdict.why}{waits}")
+    if not verdict.requeue:
+        return 1
+    note_requeue(folder, ended)
+    requeue(job)
+    return STOPPED
 
 
 def _tell(folder: Path, line: str) -> None:
@@ -143,6 +169,19 @@ class Spread:
     link: dict[str, Any]
     held: set[signal.Signals]
     silences: int = 0
+    waits_for: str = ""
+    """SLURM's reason for which the array waits; "" while it runs. `told` is that in words."""
+    told: str = ""
+
+    def count(self) -> tuple[int, int]:
+        """How many tasks are done now, of how many; of the last plan where no new one is to be had."""
+        from trainer.errors import RunError
+
+        with contextlib.suppress(RunError):
+            Spread(self.folder, self.link, held=set())._plan()
+        plan = disk.read_object(self.folder / PLAN_NAME)
+        num_tasks = int(plan.get("num_tasks", 0))
+        return num_tasks - sum(map(len, plan.get("waves", []))), num_tasks
 
     def run(self) -> int:
         """Bring the stage to its end; returns 0.
@@ -248,11 +287,11 @@ class Spread:
         """Until no element of the array runs or waits; a stop signal cancels it, but for that of the time limit."""
         from launch.slurm import cancel
 
-        told = ""
+        self.told = ""
         while (line := self._state_of(job)) is not None:
-            if line != told:
+            if line != self.told:
                 self._tell(f"array {job}: {line}")
-            told = line
+            self.told = line
             received = signal.sigtimedwait(self.held, self.link["poll_seconds"])
             if received is not None:
                 if received.si_signo != signal.SIGUSR1:
@@ -276,7 +315,10 @@ class Spread:
             return None
         # Between two elements an array that may run only so many at once waits for itself.
         is_waiting = state.state == "PENDING" and state.reason != "JobArrayTaskLimit"
-        return reason_in_words(state.reason) if is_waiting else "running"
+        self.waits_for = state.reason.partition(",")[0] if is_waiting else ""
+        counts_too = "; this job, which waits for it, counts too: have that limit raised, or set array: false"
+        hint = counts_too if "MaxJobs" in self.waits_for or self.waits_for == "AssociationJobLimit" else ""
+        return reason_in_words(state.reason) + hint if is_waiting else "running"
 
     def _raise_failures(self, array: Path) -> None:
         from data_pipeline.stage import StageError

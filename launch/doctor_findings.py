@@ -32,19 +32,19 @@ class Finding:
 
 def area_table(area: str, findings: Sequence[Finding], *, colour: bool) -> str:
     """The lines of one area, each that needs something followed by what to do."""
-    width = max((_width(finding.name) for finding in findings), default=0)
+    width = max((width_of(finding.name) for finding in findings), default=0)
     lines = [f"{BOLD}{area}{RESET}" if colour else area]
     for finding in findings:
         mark = f"{MARKS[finding.state]:<4}"
         shown = f"{COLOURS[finding.state]}{mark}{RESET}" if colour else mark
-        name = finding.name + " " * (width - _width(finding.name))
+        name = finding.name + " " * (width - width_of(finding.name))
         lines.append(f"  {shown}  {name}  {finding.value}")
         if finding.advice:
             lines.append(f"        → {finding.advice}")
     return "\n".join(lines)
 
 
-def _width(text: str) -> int:
+def width_of(text: str) -> int:
     """Columns on a terminal: a Korean syllable takes two."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.doctor_findings import Finding
+from launch.doctor_slurm import judge_config
 from launch.doctor_software import run_program
 
 MACHINE, DISK, SLURM = "Machine", "Disk", "SLURM"
@@ -109,8 +110,10 @@ def judge_disk(facts: DiskFacts) -> Iterator[Finding]:
         advice = "many small files used them up (find . -xdev | wc -l); remove some, old checkpoints first"
         yield Finding(DISK, facts.use, f"{value}, {facts.free_inodes:,} inodes left", "broken", advice)
     elif not facts.locks_work:
-        advice = "mount it with locks (NFS: without nolock; Lustre: -o flock), or two builds may write one file"
-        yield Finding(DISK, facts.use, f"{value}; flock fails", "warn", advice)
+        advice = "mount it with locks (NFS: without nolock; Lustre: -o flock)"
+        is_for_runs = facts.use == "runs"
+        advice += ": without them no run is submitted and no data is built there" if is_for_runs else ""
+        yield Finding(DISK, facts.use, f"{value}; flock fails", "broken" if is_for_runs else "warn", advice)
     elif facts.free < GOOD_FREE:
         advice = "a checkpoint takes 12 to 16 bytes a parameter, and keep_last of them stay: 1B needs some 50 GB"
         yield Finding(DISK, facts.use, value, "warn", advice)
@@ -286,6 +289,9 @@ def slurm_findings(environ: Mapping[str, str] = os.environ) -> Iterator[Finding]
         return
     code, output = run_program("sinfo", "--noheader", "--format=%P %a %D %G %l", env=env, timeout=15)
     yield from judge_slurm(version, code=code, output=output, job=environ.get("SLURM_JOB_ID", ""))
+    if code == 0:
+        told, config = run_program("scontrol", "show", "config", env=env, timeout=15)
+        yield from judge_config(config if told == 0 else "")
 
 
 def judge_slurm(version: str, *, code: int, output: str, job: str) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
 
 LAUNCH_NAME = "launch"
 RUNNING = ("RUNNING", "CONFIGURING")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What was so when this execution began: the step that stood, and when its job was submitted (since 1970)."""
+
+    step: int
+    submitted: float
 
 
 @dataclass(frozen=True)
@@ -142,37 +151,64 @@ def run(work: Work) -> int:
     from launch.preflight import check_nodes
     from launch.rank_watch import tell
     from launch.raw_stages import prepare as prepare_data
-    from launch.requeue import CANCELLED_NAME, is_cancelled, note_requeue_by_slurm
+    from launch.requeue import forget_cancelled, is_cancelled, note_requeue_by_slurm
     from trainer.resilience import STOPPED
 
     job = work.job
-    if job.restart == 0:
-        (work.run_folder / CANCELLED_NAME).unlink(missing_ok=True)
-    elif is_cancelled(work.run_folder):
+    begun = Begun(step=work.step, submitted=submitted(work))
+    if is_cancelled(work.run_folder, since=begun.submitted):
         tell(f"{work.run_folder}: cancelled while it waited; nothing was started", who=WHO)
         return STOPPED
-    note_requeue_by_slurm(work.run_folder, job=job.id, restart=job.restart, step=work.step)
+    forget_cancelled(work.run_folder, before=begun.submitted)
+    note_requeue_by_slurm(work.run_folder, job=job.id, restart=job.restart, step=begun.step)
     if (code := prepare_data(work.raw, work.command[2:], held=work.held)) == STOPPED:
-        return _go_on(work, Ending("stopped", STOPPED, "stopped while the data was prepared"))
+        return _go_on(work, Ending("stopped", STOPPED, "stopped while the data was prepared"), begun)
     if code:
         return code
     checked = check_nodes(work)
     if not checked.go_on:
-        return _after_bad_nodes(work, checked)
+        return _after_bad_nodes(work, checked, begun)
     ending = _train(work)
     tell(f"job {job.id}: {ending.kind}: {ending.reason}", who=WHO)
-    return _go_on(work, ending)
+    return _go_on(work, ending, begun)
 
 
-def _after_bad_nodes(work: Work, checked: Checked) -> int:
-    """End the job, after another one without the bad nodes was submitted where the profile says so."""
+def submitted(work: Work) -> float:
+    """When this job was submitted: a mark of `dure cancel` that is older was meant for another one.
+
+    Of a script that somebody submitted by hand nobody noted it. SLURM knows it to the second, and after a requeue the
+    time of that instead; then the job's first attempt tells.
+    """
+    from launch.slurm import submit_time
+    from launch.submission import submitted_at
+    from trainer.errors import RunError
+    from trainer.run_folder import ATTEMPTS_NAME, read_lines
+
+    job = work.job.id
+    if (noted := submitted_at(work.run_folder, job)) is not None:
+        return noted
+    attempts = read_lines(work.run_folder / ATTEMPTS_NAME)
+    times = [float(attempt["time"]) for attempt in attempts if str(attempt.get("job")) == job]
+    try:
+        told = submit_time(job)
+    except RunError:
+        told = None
+    if told is not None:
+        times.append(told + 1)
+    elif not times and work.job.restart == 0:
+        times.append(time.time())
+    return min(times, default=0.0)
+
+
+def _after_bad_nodes(work: Work, checked: Checked, begun: Begun) -> int:
+    """End the job; it goes back into the queue without the bad nodes where the profile says so."""
     from launch.preflight import resubmit_without
 
     if checked.stop:  # a signal came in the meantime: nothing was begun
         from launch.job_step import Ending
         from trainer.resilience import STOPPED
 
-        return _go_on(work, Ending("stopped", STOPPED, f"{checked.stop}, before the ranks were started"))
+        return _go_on(work, Ending("stopped", STOPPED, f"{checked.stop}, before the ranks were started"), begun)
     if work.cluster.preflight.on_bad_node == "resubmit":
         resubmit_without(work, checked)
     return 1
@@ -199,6 +235,7 @@ def _train(work: Work) -> Ending:
 def _step(work: Work, number: int) -> tuple[Ending, str]:
     """One srun over all nodes; what its end means, and the signal that asked for it, if any."""
     from launch.job_step import conclude, run_step
+    from launch.time_left import TimeWatch
     from trainer.run_folder import read_exit
 
     job = work.job
@@ -207,7 +244,14 @@ def _step(work: Work, number: int) -> tuple[Ending, str]:
     with reserved_port("") as port:
         words = node_words(work, work.command, run_folder=work.run_folder, reports=reports, port=port)
         command = [*srun_words(work), *words]
-        result = run_step(command, held=work.held, reports=reports, hosts=job.hosts, grace_seconds=GRACE_SECONDS)
+        result = run_step(
+            command,
+            held=work.held,
+            reports=reports,
+            hosts=job.hosts,
+            grace_seconds=GRACE_SECONDS,
+            why_stop=TimeWatch(job.id, work.run_folder, limit_seconds=work.cluster.time_limit_seconds).why_stop,
+        )
     record = read_exit(work.run_folder)
     return conclude(result, None if record == before else record, hosts=job.hosts), result.stop
 
@@ -252,32 +296,52 @@ def node_words(
     return [python, "-m", "launch.node", *arguments_for(node)]
 
 
-def _go_on(work: Work, ending: Ending) -> int:
+def _go_on(work: Work, ending: Ending, begun: Begun) -> int:
     """Requeue the job where the run is to go on; returns the job's exit code."""
     from launch.job_step import WHO
     from launch.rank_watch import tell
+    from launch.raw_stages import progress
     from launch.requeue import Requeue, decide, is_cancelled, note_requeue, read_requeues
-    from launch.slurm import job_states, requeue
+    from launch.slurm import requeue
     from trainer.errors import RunError
 
-    policy = work.cluster.requeue
-    wanted = {"stopped": True, "hang": policy.on_hang, "node lost": policy.on_node_failure}
+    policy, job, step = work.cluster.requeue, work.job, work.step
+    wanted = {
+        "stopped": True,
+        "hang": policy.on_hang,
+        "node lost": policy.on_node_failure,
+        "rank died": policy.on_dead_rank,
+        "failed": policy.on_failure and step > begun.step,
+    }
     if not wanted.get(ending.kind, False):
         return ending.code
-    job = work.job
-    ended = Requeue(job=job.id, restart=job.restart, step=work.step, reason=f"{ending.kind}: {ending.reason}")
-    verdict = decide(policy, ended, before=read_requeues(work.run_folder), is_cancelled=is_cancelled(work.run_folder))
-    try:
-        if verdict.requeue and (state := job_states([job.id]).get(job.id)) and state.state not in RUNNING:
-            tell(f"job {job.id} is {state.state}: SLURM ends or requeues it by itself", who=WHO)
-            return ending.code
-        tell(f"job {job.id}: {verdict.why}", who=WHO)
-        if verdict.requeue:
-            note_requeue(work.run_folder, ended)
+    if state := _other_state(job):
+        tell(f"job {job.id} is {state}: SLURM ends or requeues it by itself", who=WHO)
+        return ending.code
+    reason, data = f"{ending.kind}: {ending.reason}", "" if step else progress(work.raw, work.command[2:])
+    ended = Requeue(job=job.id, restart=job.restart, step=step, reason=reason, data=data)
+    cancelled = is_cancelled(work.run_folder, since=begun.submitted)
+    verdict = decide(policy, ended, before=read_requeues(work.run_folder), is_cancelled=cancelled)
+    tell(f"job {job.id}: {verdict.why}", who=WHO)
+    if verdict.requeue:
+        note_requeue(work.run_folder, ended)
+        try:
             requeue(job.id)
-    except RunError as error:
-        tell(f"job {job.id} could not be requeued: {error}; submit it again to go on", who=WHO)
+        except RunError as error:
+            tell(f"job {job.id} could not be requeued: {error}; submit it again to go on", who=WHO)
     return ending.code
+
+
+def _other_state(job: Job) -> str:
+    """The job's state where it is not a running one; "" where it is, or where SLURM does not say."""
+    from launch.slurm import job_states
+    from trainer.errors import RunError
+
+    try:
+        state = job_states([job.id]).get(job.id)
+    except RunError:  # a controller that is away comes back, and `requeue` asks it for half a minute
+        return ""
+    return "" if state is None or state.state in RUNNING else state.state
 
 
 if __name__ == "__main__":

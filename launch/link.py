@@ -160,7 +160,8 @@ def is_trained(config: TrainConfig) -> bool:
     run = Path(config.run.folder) / config.run.name
     record, complete = read_exit(run), find_complete(run / CHECKPOINTS_NAME)
     at_step = step_of(complete[0]) if complete else 0
-    return record is not None and record.code == DONE and at_step >= config.train.max_steps
+    # A length in epochs is counted from rows; what a run wrote down as its last step is what it was.
+    return record is not None and record.code == DONE and at_step >= (config.train.max_steps or record.step)
 
 
 def was_cut_off_after_its_work(link: LinkConfig, folder: Path) -> bool:

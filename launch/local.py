@@ -18,6 +18,7 @@ from typing import Literal
 
 from launch.rank_watch import PASSED_ON, RankWatch, describe_failure, exit_code, tell
 from launch.requeue import CANCELLED_NAME
+from trainer.launch_environment import DEVICE_VARIABLE
 from trainer.resilience import DONE, FAILED, STOPPED
 from trainer.stop_flag import LAUNCHER_PID
 
@@ -119,6 +120,7 @@ def environments(
         "MASTER_ADDR": place.master,
         "MASTER_PORT": str(port),
         LAUNCHER_PID: str(os.getpid()),
+        DEVICE_VARIABLE: device,  # else ranks on a node whose driver is broken would train on its CPU
     }
     shared.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_ranks)))
     if place.master == LOOPBACK:

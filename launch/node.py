@@ -13,8 +13,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from launch.rank_watch import Rank, RankWatch, describe_failure, exit_code, tell
 
 WHO = "launch.node"
 STARTED, ENDED = "started", "ended"
+SAY_AGAIN_SECONDS = 1.0
+LAST_WORD_SECONDS = 20.0  # a disk that is full now may not be so when the ranks have ended
 
 
 @dataclass(frozen=True)
@@ -97,18 +100,44 @@ def run(node: Node, *, held: set[signal.Signals], grace_seconds: float = GRACE_S
     else:
         watch = AgentWatch(node, ranks[0])
     try:
-        _report(node, state=STARTED, ranks=watch.ranks)
-        failed = watch.wait(held, grace_seconds=grace_seconds)
+        with _said(node, watch.ranks):
+            failed = watch.wait(held, grace_seconds=grace_seconds)
     finally:
         watch.kill_rest()
     how = "" if failed is None else describe_failure(failed, num_ranks=node.world_size, host=socket.gethostname())
     if how:
         tell(f"{how}; the others of this node were stopped", who=WHO)
-    _report(node, state=ENDED, ranks=watch.ranks, failed=failed, failure=how)
+    deadline = time.monotonic() + LAST_WORD_SECONDS
+    while not _report(node, state=ENDED, ranks=watch.ranks, failed=failed, failure=how):
+        if time.monotonic() > deadline:  # the job then learns of it from srun's exit code
+            break
+        time.sleep(SAY_AGAIN_SECONDS)
     return 0 if failed is None else exit_code(failed)
 
 
-def _report(node: Node, *, state: str, ranks: Sequence[Rank], failed: Rank | None = None, failure: str = "") -> None:
+@contextlib.contextmanager
+def _said(node: Node, ranks: Sequence[Rank]) -> Iterator[None]:
+    """The job is told that the ranks were started: until then it passes no stop signal on. Tried until it stands."""
+    is_over = threading.Event()
+
+    def say() -> None:
+        while not _report(node, state=STARTED, ranks=ranks) and not is_over.wait(SAY_AGAIN_SECONDS):
+            pass
+
+    if _report(node, state=STARTED, ranks=ranks):
+        yield
+        return
+    saying = threading.Thread(target=say, daemon=True)  # signals are blocked in it as here
+    saying.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        saying.join()
+
+
+def _report(node: Node, *, state: str, ranks: Sequence[Rank], failed: Rank | None = None, failure: str = "") -> bool:
+    """Write the node's report; False where the disk refused it."""
     from data_pipeline import disk
 
     tree = {
@@ -116,13 +145,17 @@ def _report(node: Node, *, state: str, ranks: Sequence[Rank], failed: Rank | Non
         "pid": os.getpid(),
         "time": time.time(),
         "state": state,
+        "launcher": node.launcher,
         "ranks": {rank.number: {"pid": rank.process.pid, "code": rank.code} for rank in ranks},
         "failed_code": None if failed is None else failed.code,
         "failure": failure,
     }
-    with contextlib.suppress(OSError):  # a full disk: the job then learns of it from srun's exit code
+    try:
         node.reports.mkdir(parents=True, exist_ok=True)
         disk.write_json(report_path(node.reports, node.index), tree)
+    except OSError:
+        return False
+    return True
 
 
 def main(argv: Sequence[str]) -> int:

@@ -179,7 +179,7 @@ def _is_done(link: LinkConfig, folder: Path, *, tell: Any) -> bool:
 
 def _plan_run(link: LinkConfig, profile: str, *, needs_data: bool, tell: Any) -> RunJob:
     arguments = arguments_of(link)
-    run = plan_run(
+    return plan_run(
         arguments.config,
         arguments.overrides,
         profile=profile,
@@ -187,12 +187,6 @@ def _plan_run(link: LinkConfig, profile: str, *, needs_data: bool, tell: Any) ->
         needs_data=needs_data,
         tell=tell,
     )
-    if run.cluster.preflight.enabled and run.cluster.preflight.on_bad_node == "resubmit":
-        tell(
-            f"{link.name}: preflight.on_bad_node is resubmit: where another job takes its place, the links behind are "
-            "cancelled; submit the pipeline again then, which waits for that job, or set stop"
-        )
-    return run
 
 
 def _dry_texts(planned: Sequence[PlannedLink]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from data_pipeline.config import to_yaml
 from launch import slurm
 from launch.array import STATE_NAME, TASKS_CLUSTER_NAME
 from launch.array_work import LINK_NAME
+from launch.look_pipelines import note_pipeline
 from launch.pipeline import PipelineConfig, PlannedLink, depending
 from launch.sbatch import Job, sbatch_text
 from launch.slurm import JobState
@@ -40,6 +41,7 @@ class Submission:
 
     def run(self) -> None:
         """Submit; each job is written down before the next one is submitted."""
+        note_pipeline(self._folder)
         with disk.locked(self._folder / ".lock"):  # two people may submit one pipeline at once
             state = disk.read_object(self._folder / STATE_NAME).get("links", {})
             alive = {item.link.name: self._alive(item, state.get(item.link.name, {})) for item in self._planned}
@@ -108,7 +110,10 @@ class Submission:
             number = submit_run(dataclasses.replace(item.run, job=job))
         else:
             number = self._submit_link(item, job)
-        state[item.link.name] = {"job": number, "signature": item.link.signature, "time": time.time()}
+        log = str(item.job.log).replace("%j", number)
+        state[item.link.name] = {"job": number, "signature": item.link.signature, "time": time.time(), "log": log}
+        if item.run is not None:
+            state[item.link.name]["run"] = str(item.run.run_folder)
         tree = {"cluster": self._profile, "links": state}
         disk.write_json(self._folder / STATE_NAME, tree)
         return number

@@ -1,15 +1,16 @@
 """Each node of a job is looked at before its ranks start: the bad one is named, and by policy gone without.
 
 What is measured on a node is launch/preflight_node.py's business. The outcome stands in <run>/preflight/JOB.json:
-{job, restart, time, nodes, all_reduce, faults {host: [...]}, resubmitted_as}.
+{job, restart, time, nodes, all_reduce, faults {host: [...]}, unknown, left_out [host], resubmits}.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import secrets
 import signal
+import statistics
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 PREFLIGHT_NAME = "preflight"
 TOKEN_NAME = "token"
 ANSWER = "PREFLIGHT "
+# Where a rank of the all-reduce is, and so what a fault there is of: its own device, or the way to the others.
+DEVICE, NETWORK = "its device", "the all-reduce"
+# A link with less than this part of what the links have in the middle is told.
+_SLOW_PART = 1 / 3
+END_SECONDS = 15.0
 _COMPARED = ("driver", "python", "torch", "deepspeed", "transformers")
 
 
@@ -35,7 +41,7 @@ class PreflightConfig(Config):
 
     enabled: bool = True
     on_bad_node: Literal["resubmit", "stop", "go_on"] = "stop"
-    """resubmit: another job without the bad nodes takes the place of this one (of a run that `dure submit` made)."""
+    """resubmit: the job goes back into the queue, under the same id, and starts on the bad nodes no more."""
     max_resubmits: int = Field(default=2, ge=0)
     timeout_seconds: float = Field(default=300.0, gt=0)
     """Of the look at the nodes, and of the all-reduce; a node that needs longer is bad."""
@@ -70,6 +76,8 @@ class Checked:
     go_on: bool = True
     stop: str = ""
     faults: dict[str, list[str]] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    """What is wrong between the nodes, where nothing says with which."""
     record: dict[str, Any] = field(default_factory=dict)
 
 
@@ -123,38 +131,133 @@ def _node_faults(config: PreflightConfig, answer: Mapping[str, Any] | None, expe
     return faults
 
 
-def judge_all_reduce(
-    config: PreflightConfig, results: Sequence[Mapping[str, Any] | None], hosts: Sequence[str], *, ranks_per_node: int
-) -> dict[str, list[str]]:
-    """What the all-reduce says of which node; `results` by rank, None for one that never began. Pure.
+Results = Sequence[Mapping[str, Any] | None]
 
-    A link is named after both its nodes, so a node is slow where the links on both of its sides are.
+
+@dataclass(frozen=True)
+class Reduced:
+    """What an all-reduce says: of which node, and of none in particular."""
+
+    faults: dict[str, list[str]]
+    unknown: list[str] = field(default_factory=list)
+
+
+def judge_all_reduce(
+    config: PreflightConfig, results: Results, hosts: Sequence[str], *, ranks_per_node: int
+) -> Reduced:
+    """What the all-reduce over all nodes says; `results` by rank, None for one that never began. Pure.
+
+    Where some ranks never came, or a device failed, the others' faults only tell of that. Without such a one, a failed
+    all-reduce is everybody's fault, and so of no one node in particular.
     """
-    faults: dict[str, list[str]] = {}
+    absent: dict[str, list[str]] = {}
+    devices: dict[str, list[str]] = {}
+    between = []
     for rank, result in enumerate(results):
         host = hosts[rank // ranks_per_node]
         if result is None or not result["met"]:
-            faults.setdefault(host, []).append(f"rank {rank} did not reach the first node by the network (망)")
-        elif result["fault"]:
-            faults.setdefault(host, []).append(f"rank {rank}: all-reduce: {result['fault']}")
-    if faults or not config.min_gb_per_second:
-        return _without_echoes(faults, hosts)
-    # links[n] is the one that node n receives by.
-    links = [result["link_gb_per_second"] for result in results[::ranks_per_node] if result is not None]
+            absent.setdefault(host, []).append(f"rank {rank} did not reach the first node by the network (망)")
+        elif fault := result["fault"]:
+            if result["stage"] == DEVICE or ("CUDA error" in fault and "NCCL" not in fault):
+                devices.setdefault(host, []).append(f"rank {rank}: {result['stage']}: {fault}")
+            else:
+                between.append(f"rank {rank} on {host}: {result['stage']}: {fault}")
+    if devices:
+        return Reduced(devices)
+    if len(absent) == len(hosts) > 1:
+        return Reduced({}, [line for lines in absent.values() for line in lines])
+    return Reduced(absent) if absent else Reduced({}, between) if between else _judge_links(config, results, hosts)
+
+
+def _judge_links(config: PreflightConfig, results: Results, hosts: Sequence[str]) -> Reduced:
+    """A link is of both its nodes, so a node is slow where the links on both of its sides are; of two, neither is."""
+    faults, least = {}, config.min_gb_per_second
+    links = _links(results, hosts)
     for place, host in enumerate(hosts):
         inward, outward = links[place], links[(place + 1) % len(hosts)]
-        if len(hosts) > 1 and max(inward, outward) < config.min_gb_per_second:
+        if len(hosts) > 1 and max(inward, outward) < least:
             faults[host] = [
-                f"its links carry {inward:.2f} and {outward:.2f} GB/s, preflight.min_gb_per_second is "
-                f"{config.min_gb_per_second:g}"
+                f"its links carry {inward:.2f} and {outward:.2f} GB/s, preflight.min_gb_per_second is {least:g}"
             ]
-    return faults
+    if len(faults) == len(hosts):
+        return Reduced({}, [f"{host}: {line}" for host, lines in faults.items() for line in lines])
+    return Reduced(faults)
 
 
-def _without_echoes(faults: dict[str, list[str]], hosts: Sequence[str]) -> dict[str, list[str]]:
-    """Where some ranks never came, the others' faults only tell of that."""
-    absent = {host: lines for host, lines in faults.items() if any("did not reach" in line for line in lines)}
-    return absent if 0 < len(absent) < len(hosts) else faults
+def _links(results: Results, hosts: Sequence[str]) -> list[float]:
+    """GB/s of the link that each node receives by."""
+    first_ranks = results[:: len(results) // len(hosts)]
+    return [result["link_gb_per_second"] for result in first_ranks if result is not None]
+
+
+def slow_links(results: Results, hosts: Sequence[str]) -> list[str]:
+    """A line for each link that is far slower than most, whatever the profile asks for; of three nodes or more."""
+    links = _links(results, hosts)
+    if len(hosts) < 3 or len(links) < len(hosts):
+        return []
+    middle = statistics.median(links)
+    return [
+        f"the link from {hosts[place - 1]} to {host} carries {links[place]:.2f} GB/s, most carry {middle:.2f}; look at "
+        "its cable and its switch"
+        for place, host in enumerate(hosts)
+        if links[place] < middle * _SLOW_PART
+    ]
+
+
+def grouped(num_nodes: int, *, size: int, shift: int) -> list[tuple[int, ...]]:
+    """The nodes of a ring in groups of `size`, the first from `shift` on; what is left over stands alone.
+
+    >>> grouped(5, size=2, shift=1)
+    [(1, 2), (3, 4), (0,)]
+    """
+    ring = [(shift + place) % num_nodes for place in range(num_nodes)]
+    whole = num_nodes // size * size
+    return [tuple(ring[at : at + size]) for at in range(0, whole, size)] + [(node,) for node in ring[whole:]]
+
+
+def pair_shifts(num_nodes: int) -> list[int]:
+    """Shifts that bring each node of a ring together with both its neighbours; [] where pairs tell nothing new."""
+    if num_nodes < 3:
+        return []
+    return [0, 1] if num_nodes % 2 == 0 else [0, 1, num_nodes - 1]
+
+
+def tell_apart(
+    passes: Sequence[tuple[int, int, Results]], hosts: Sequence[str], *, ranks_per_node: int
+) -> dict[str, list[str]]:
+    """The nodes that fail in groups where others do not; {} where nothing tells them apart. Pure.
+
+    Args:
+        passes: (size, shift, results by rank) of each measurement over the groups of `grouped`.
+    """
+    good: set[int] = set()
+    said: dict[int, list[str]] = {}
+    for size, shift, results in passes:
+        for nodes in grouped(len(hosts), size=size, shift=shift):
+            if len(nodes) < size:
+                continue
+            faults = [fault for node in nodes if (fault := _first_fault(results, node, ranks_per_node))]
+            if not faults and size > 1:
+                good.update(nodes)
+            for node in nodes if faults else ():
+                with_whom = ", ".join(hosts[other] for other in nodes if other != node)
+                what = f"together with {with_whom}" if with_whom else "of its own ranks alone"
+                said.setdefault(node, []).append(f"an all-reduce {what} fails too: {faults[0]}")
+        if size == 1 and said:
+            break  # pairs would only fail with them
+    bad = {hosts[node]: lines for node, lines in sorted(said.items()) if node not in good}
+    return bad if len(bad) < len(hosts) or len(hosts) == 1 else {}
+
+
+def _first_fault(results: Results, node: int, ranks_per_node: int) -> str:
+    ours = results[node * ranks_per_node : (node + 1) * ranks_per_node]
+    return next(
+        (result["fault"] if result is not None else "a rank never came" for result in ours if not _is_well(result)), ""
+    )
+
+
+def _is_well(result: Mapping[str, Any] | None) -> bool:
+    return result is not None and result["met"] and not result["fault"]
 
 
 def check_nodes(work: Work) -> Checked:
@@ -168,13 +271,18 @@ def check_nodes(work: Work) -> Checked:
         return Checked()
     started = time.monotonic()
     folder = work.run_folder / PREFLIGHT_NAME / f"{job.id}-{job.restart}"
+    earlier = disk.read_object(_record_path(work.run_folder, job.id))
     answers, expected = _ask(work, folder)
     faults = judge(config, answers, expected)
-    num_ranks, reduced = len(job.hosts) * work.cluster.ranks_per_node, {}
+    num_ranks, reduced, unknown = len(job.hosts) * work.cluster.ranks_per_node, {}, []
     if not faults and config.all_reduce and num_ranks > 1 and not _stop_name(work):
         results = _all_reduce(work, folder)
-        faults = judge_all_reduce(config, results, job.hosts, ranks_per_node=work.cluster.ranks_per_node)
-        reduced = results[0] or {}
+        judged = judge_all_reduce(config, results, job.hosts, ranks_per_node=work.cluster.ranks_per_node)
+        if judged.unknown and not all(map(_is_well, results)):
+            judged = _look_closer(work, folder, judged)
+        faults, unknown, reduced = judged.faults, judged.unknown, results[0] or {}
+        for line in [] if faults or unknown else slow_links(results, job.hosts):
+            tell(f"preflight: {line}", who=WHO)
     record = {
         "job": job.id,
         "restart": job.restart,
@@ -182,18 +290,25 @@ def check_nodes(work: Work) -> Checked:
         "nodes": dict(answers),
         "all_reduce": reduced,
         "faults": faults,
+        "unknown": unknown,
+        "left_out": earlier.get("left_out", []),
+        "resubmits": earlier.get("resubmits", 0),
     }
     disk.write_json(_record_path(work.run_folder, job.id), record)
+    for line in unknown:
+        tell(f"preflight: {line}", who=WHO)
     for host, lines in faults.items():
         for line in lines:
             tell(f"preflight: {host}: {line}", who=WHO)
     speed = f", all-reduce {reduced['gb_per_second']:.2f} GB/s" if reduced.get("gb_per_second") else ""
     verdict = f"bad: {', '.join(faults)} (on_bad_node: {config.on_bad_node})" if faults else "good"
+    if unknown:
+        verdict = f"bad together; nothing tells which of them, so none is left out (on_bad_node: {config.on_bad_node})"
     tell(f"preflight: {len(job.hosts)} nodes {verdict}{speed}, {time.monotonic() - started:.0f} s", who=WHO)
     stop = _stop_name(work)
-    return Checked(
-        go_on=not stop and (not faults or config.on_bad_node == "go_on"), stop=stop, faults=faults, record=record
-    )
+    is_good = not faults and not unknown
+    go_on = not stop and (is_good or config.on_bad_node == "go_on")
+    return Checked(go_on=go_on, stop=stop, faults=faults, unknown=unknown, record=record)
 
 
 def _record_path(run_folder: Path, job: str) -> Path:
@@ -225,16 +340,46 @@ def _ask(work: Work, folder: Path) -> tuple[dict[str, dict[str, Any]], Expected]
     try:
         output, _ = process.communicate(timeout=work.cluster.preflight.timeout_seconds)
     except subprocess.TimeoutExpired:
-        process.kill()  # srun's tasks end with it; what was said until then counts
-        output, _ = process.communicate()
+        output = _end(process)  # what was said until then counts
     lines = output.decode(errors="replace").splitlines()
     answers = [json.loads(line.removeprefix(ANSWER)) for line in lines if line.startswith(ANSWER)]
     expected = Expected(work.job.hosts, work.cluster.gpus_per_node, token, sent, time.time())
     return {work.job.hosts[answer["index"]]: answer for answer in answers}, expected
 
 
-def _all_reduce(work: Work, folder: Path) -> list[dict[str, Any] | None]:
-    """What each rank measured, started like the run's own ranks; None for one that left nothing."""
+def _end(process: subprocess.Popen[bytes]) -> bytes:
+    """End srun and its tasks; returns what they have said. Killed at once it would leave them on their nodes."""
+    for _ in range(2):  # the second one tells srun to wait for nobody
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=END_SECONDS)[0]
+    process.kill()
+    return process.communicate()[0]
+
+
+def _look_closer(work: Work, folder: Path, judged: Reduced) -> Reduced:
+    """The all-reduce again, of each node alone and then of neighbours, until some node is told from the others."""
+    passes: list[tuple[int, int, Results]] = []
+    ranks_per_node = work.cluster.ranks_per_node
+    wanted = [(1, 0)] if ranks_per_node > 1 else []
+    wanted += [(2, shift) for shift in pair_shifts(len(work.job.hosts))]
+    for size, shift in wanted:
+        if _stop_name(work):
+            break
+        inner = folder / f"groups-of-{size}-from-{shift}"
+        inner.mkdir(exist_ok=True)
+        passes.append((size, shift, _all_reduce(work, inner, size=size, shift=shift)))
+        if size == 1 and (faults := tell_apart(passes, work.job.hosts, ranks_per_node=ranks_per_node)):
+            return Reduced(faults)
+    faults = tell_apart(passes, work.job.hosts, ranks_per_node=ranks_per_node) if len(passes) == len(wanted) else {}
+    return Reduced(faults) if faults else judged
+
+
+def _all_reduce(work: Work, folder: Path, *, size: int = 0, shift: int = 0) -> list[dict[str, Any] | None]:
+    """What each rank measured, started like the run's own ranks; None for one that left nothing.
+
+    Of `size` 0 over all of them, else over the groups of `grouped`.
+    """
     from data_pipeline import disk
     from launch.job import node_words, srun_words
     from launch.job_step import run_step
@@ -242,7 +387,8 @@ def _all_reduce(work: Work, folder: Path) -> list[dict[str, Any] | None]:
     from launch.preflight_node import result_path
 
     config = work.cluster.preflight
-    measure = ("-m", "launch.preflight_node", "all-reduce", str(folder), str(config.all_reduce_mib))
+    figures = (str(config.all_reduce_mib), str(size), str(shift))
+    measure = ("-m", "launch.preflight_node", "all-reduce", str(folder), *figures)
     with reserved_port("") as port:
         words = node_words(work, measure, run_folder=folder, reports=folder, port=port, launcher="dure")
         run_step(
@@ -254,51 +400,40 @@ def _all_reduce(work: Work, folder: Path) -> list[dict[str, Any] | None]:
             timeout_seconds=config.timeout_seconds,
         )
     num_ranks = len(work.job.hosts) * work.cluster.ranks_per_node
+    list(folder.iterdir())  # a network file system then shows what other nodes wrote
     return [disk.read_object(result_path(folder, rank)) or None for rank in range(num_ranks)]
 
 
-def resubmit_without(work: Work, checked: Checked, environ: Mapping[str, str] = os.environ) -> None:
-    """Submit the run's script once more, without the bad nodes; says what was done, or why it was not."""
+def resubmit_without(work: Work, checked: Checked) -> None:
+    """Put the job back into the queue, never to start on the bad nodes again; says what was done, or why it was not.
+
+    Under the same id, so that the links of a pipeline behind it go on waiting.
+    """
     from data_pipeline import disk
     from launch import slurm
     from launch.job_step import WHO
     from launch.rank_watch import tell
-    from launch.submission import SCRIPT_NAME, SUBMIT_NAME, note_job
+    from launch.requeue import Requeue, note_requeue
     from trainer.errors import RunError
 
-    script = work.run_folder / SUBMIT_NAME / SCRIPT_NAME
-    before = _chain(work.run_folder, work.job.id)
-    excluded = sorted(
-        {*work.cluster.exclude, *checked.faults, *(host for record in before for host in record["faults"])}
-    )
-    flag = f"--exclude={','.join(excluded)}"
-    if not script.is_file():
-        return tell(f"preflight: only what `dure submit` made is submitted again; do it by hand with {flag}", who=WHO)
-    if len(before) >= (most := work.cluster.preflight.max_resubmits):
+    if not checked.faults:
+        return tell("preflight: not requeued: no node is known to be the bad one", who=WHO)
+    job, record = work.job, checked.record
+    excluded = sorted({*work.cluster.exclude, *checked.faults, *record["left_out"]})
+    told = ",".join(excluded)
+    if record["resubmits"] >= (most := work.cluster.preflight.max_resubmits):
         return tell(
-            f"preflight: not submitted again: that was done {len(before)} times, preflight.max_resubmits is {most}; "
-            f"nodes left out so far: {', '.join(excluded)}",
+            f"preflight: not requeued: that was done {record['resubmits']} times, preflight.max_resubmits is {most}; "
+            f"submit it again with --exclude={told}",
             who=WHO,
         )
+    tell(f"preflight: job {job.id} is requeued without {told}", who=WHO)
+    now = {**record, "left_out": excluded, "resubmits": record["resubmits"] + 1}
+    disk.write_json(_record_path(work.run_folder, job.id), now)
+    reason = f"preflight: {', '.join(checked.faults)} bad"
+    note_requeue(work.run_folder, Requeue(job.id, job.restart, work.step, reason, data=f"without {told}"))
     try:
-        job = slurm.submit(script.absolute(), [flag])
+        slurm.requeue_without(job.id, excluded)
     except RunError as error:
-        return tell(f"preflight: could not be submitted again: {error}", who=WHO)
-    name = environ.get("SLURM_JOB_NAME", work.run_folder.name)
-    note_job(work.run_folder, job, nodes=len(work.job.hosts), profile="", name=name)
-    disk.write_json(_record_path(work.run_folder, work.job.id), {**checked.record, "resubmitted_as": job})
-    tell(f"preflight: submitted again as job {job} with {flag}", who=WHO)
+        tell(f"preflight: could not be requeued without them: {error}; submit it again with --exclude={told}", who=WHO)
     return None
-
-
-def _chain(run_folder: Path, job: str) -> list[dict[str, Any]]:
-    """The records of the jobs in whose place, one after the other, `job` was submitted."""
-    from data_pipeline import disk
-
-    records = [disk.read_object(path) for path in (run_folder / PREFLIGHT_NAME).glob("*.json")]
-    by_successor = {str(record["resubmitted_as"]): record for record in records if record.get("resubmitted_as")}
-    chain = []
-    while (record := by_successor.pop(job, None)) is not None:
-        chain.append(record)
-        job = str(record["job"])
-    return chain

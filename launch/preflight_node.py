@@ -1,11 +1,12 @@
 """What `launch.preflight` runs on each node: a look at the node itself, and the ranks of an all-reduce.
 
-`look FOLDER` prints one line on stdout, which comes back through srun; `all-reduce FOLDER MIB` is one rank and leaves
-its figures in FOLDER. Judges nothing.
+`look FOLDER` prints one line on stdout, which comes back through srun; `all-reduce FOLDER MIB [SIZE SHIFT]` is one rank
+and leaves its figures in FOLDER. Judges nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.metadata
 import json
@@ -17,12 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from launch.preflight import ANSWER, TOKEN_NAME
+from launch.preflight import ANSWER, DEVICE, NETWORK, TOKEN_NAME, grouped
 
 GIB = 1 << 30
 NVIDIA_SMI = [
@@ -121,22 +123,50 @@ def result_path(folder: Path, rank: int) -> Path:
     return folder / f"all-reduce-{rank:05d}.json"
 
 
-def all_reduce(folder: Path, *, mib: int) -> int:
-    """Sum `mib` MiB over all ranks, timed, and send as much to the next node; 0 where it was right."""
+@dataclass(frozen=True)
+class Group:
+    """The ranks of some nodes in a row, which measure together; `rank` is this one's place among `world_size`."""
+
+    name: str
+    rank: int
+    world_size: int
+
+
+def group_of(environ: Mapping[str, str], *, size: int, shift: int) -> Group:
+    """This rank's group: all ranks where `size` is 0, else those of its nodes in `grouped`."""
+    rank, world_size = int(environ["RANK"]), int(environ["WORLD_SIZE"])
+    if size == 0:
+        return Group("all", rank, world_size)
+    per_node = int(environ["LOCAL_WORLD_SIZE"])
+    node = rank // per_node
+    nodes = next(nodes for nodes in grouped(world_size // per_node, size=size, shift=shift) if node in nodes)
+    return Group(f"from-{nodes[0]}", nodes.index(node) * per_node + rank % per_node, len(nodes) * per_node)
+
+
+def all_reduce(folder: Path, *, mib: int, size: int = 0, shift: int = 0) -> int:
+    """Sum `mib` MiB over the ranks of a group, timed, and send as much to the next node; 0 where it was right.
+
+    What is known so far is written down before anything that may end this process: NCCL's watchdog leaves no word.
+    """
     from data_pipeline import disk
 
-    rank = int(os.environ["RANK"])
-    result: dict[str, Any] = {"host": platform.node(), "met": False, "fault": "", "gb_per_second": 0.0}
+    path = result_path(folder, int(os.environ["RANK"]))
+    result: dict[str, Any] = {"host": platform.node(), "met": False, "stage": "meet", "gb_per_second": 0.0}
+
+    def at(stage: str) -> None:
+        result.update(met=True, stage=stage, fault=f"ended in silence in {stage}")
+        disk.write_json(path, result)
+
     try:
-        result |= _measure(mib, met=lambda: result.update(met=True))
+        result |= _measure(mib, group=group_of(os.environ, size=size, shift=shift), at=at)
+        result["fault"] = ""
     except Exception as error:  # whatever torch raises, the judge wants to read it
         result["fault"] = " ".join(str(error).split())[:500] or type(error).__name__
-    disk.write_json(result_path(folder, rank), result)
-    return 1 if result["fault"] else 0
+    disk.write_json(path, result)
+    return 1 if result["fault"] and not size else 0  # a group that fails must not end the others
 
 
-def _measure(mib: int, *, met: Callable[[], None]) -> dict[str, Any]:
-    import torch
+def _measure(mib: int, *, group: Group, at: Callable[[str], None]) -> dict[str, Any]:
     import torch.distributed as dist
 
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -149,18 +179,46 @@ def _measure(mib: int, *, met: Callable[[], None]) -> dict[str, Any]:
         wait_for_workers=False,
     )
     store.set(f"met-{rank}", "yes")
-    met()
-    use_gpu = torch.cuda.is_available()
+    try:
+        return _measure_in(store, mib, group=group, at=at)
+    finally:
+        _leave(store, rank, world_size)
+
+
+def _leave(store: Any, rank: int, world_size: int) -> None:
+    """Rank 0 goes last: its process holds the store that other groups may still meet by."""
+    with contextlib.suppress(Exception):
+        store.set(f"left-{rank}", "yes")
+        if rank == 0:
+            store.wait([f"left-{other}" for other in range(world_size)], MEET_TIMEOUT)
+
+
+def _measure_in(store: Any, mib: int, *, group: Group, at: Callable[[str], None]) -> dict[str, Any]:
+    import torch
+    import torch.distributed as dist
+
+    from trainer.launch_environment import wants_gpu
+
+    at(DEVICE)
+    use_gpu = wants_gpu(num_devices=torch.cuda.device_count())
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_gpu else torch.device("cpu")
-    dist.init_process_group(
-        "nccl" if use_gpu else "gloo", store=store, rank=rank, world_size=world_size, timeout=MEET_TIMEOUT
-    )
     values = torch.ones(mib * (1 << 20) // 4, device=device)
+    if (total := float(values.sum(dtype=torch.float64))) != values.numel():
+        raise RuntimeError(f"{device}: the sum of {values.numel():,} ones is {total:,.0f}")
+    at(NETWORK)
+    rank, world_size = group.rank, group.world_size
+    dist.init_process_group(
+        "nccl" if use_gpu else "gloo",
+        store=dist.PrefixStore(group.name, store),
+        rank=rank,
+        world_size=world_size,
+        timeout=MEET_TIMEOUT,
+    )
     seconds = _timed(lambda: dist.all_reduce(values), device=device)
     if not bool((values == float(world_size) ** (REPEATS + 1)).all()):
         raise RuntimeError(f"the sum over {world_size} ranks is wrong: {values.min():g} to {values.max():g}")
     gb = values.numel() * 4 / 1e9
-    link_seconds = _timed(lambda: _shift(values), device=device)
+    link_seconds = _timed(lambda: _shift(values), device=device) if world_size > 1 else 0.0
     dist.barrier()
     dist.destroy_process_group()
     return {
@@ -168,7 +226,7 @@ def _measure(mib: int, *, met: Callable[[], None]) -> dict[str, Any]:
         "mib": mib,
         "seconds": seconds,
         "gb_per_second": 2 * (world_size - 1) / world_size * gb / seconds,
-        "link_gb_per_second": gb / link_seconds,
+        "link_gb_per_second": gb / link_seconds if link_seconds else 0.0,
     }
 
 
@@ -201,13 +259,14 @@ def _timed(action: Callable[[], Any], *, device: Any) -> float:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`look FOLDER` or `all-reduce FOLDER MIB`."""
+    """`look FOLDER` or `all-reduce FOLDER MIB [SIZE SHIFT]`."""
     if argv[0] == "look":
         print(ANSWER + json.dumps(look(Path(argv[1])), ensure_ascii=False), flush=True)
         return 0
     # The job asks again once this is done: a stop signal of now must not look like a broken node.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
-    return all_reduce(Path(argv[1]), mib=int(argv[2]))
+    size, shift = (int(word) for word in argv[3:5] or ("0", "0"))
+    return all_reduce(Path(argv[1]), mib=int(argv[2]), size=size, shift=shift)
 
 
 if __name__ == "__main__":

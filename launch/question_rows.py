@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_pipeline.corpus.instructions import FORMS, value_at
+from data_pipeline.corpus.forms import value_at
+from data_pipeline.corpus.instructions import FORMS
 from data_pipeline.corpus.json_stream import JsonError, iterate_values
 from data_pipeline.corpus.records import Message
+from data_pipeline.corpus.task_rows import TaskName, as_instruction, known_keys, mapping_for
 from data_pipeline.corpus.turns import FaultyRowError, Turns
 from trainer.errors import RunError
 
@@ -45,6 +48,48 @@ def _rows(path: Path) -> Iterator[Row]:
             if not isinstance(value, dict):
                 raise RunError(f"{path}: row {number} is a {type(value).__name__}, not an object; write rows {_KNOWN}")
             yield value
+
+
+def read_task(path: Path, task: TaskName) -> Iterator[QuestionRow]:
+    """What a task asks of each row: of JSONL, a JSON array, CSV or TSV, or of AIHub's own JSON.
+
+    Raises:
+        RunError: a row that holds nothing to be asked, and what the row is.
+    """
+    number = 0
+    for place, (root, element) in enumerate(_elements_for(path)):
+        where = f"{path}: row {place}"
+        mapping = mapping_for(task, element, root=root) if isinstance(element, dict) else None
+        if mapping is None:
+            keys = ", ".join(map(str, element)) if isinstance(element, dict) else type(element).__name__
+            raise RunError(f"{where}: nothing to {task} among {keys or '(none)'}; give rows of {known_keys(task)}")
+        for found in mapping.rows(element):
+            if not found.text or (task == "qa" and not found.question):
+                raise RunError(f"{where}: its text or its question is empty; mend the row, or leave it out")
+            said = as_instruction(task, found)
+            row = (
+                dict(element) if not mapping.root else {"id": found.id, "question": found.question, "text": found.text}
+            )
+            known = {"answer": found.answer} if found.answer else {}
+            message = Message(role="user", content=said["instruction"], input=said["input"])
+            yield QuestionRow(number, row | known, (message,))
+            number += 1
+
+
+def _elements_for(path: Path) -> Iterator[tuple[str, Any]]:
+    """(key of its array under the root, row) of every row of a file."""
+    if path.suffix in (".csv", ".tsv"):
+        with path.open(encoding="utf-8-sig", newline="") as table:
+            yield from (("", row) for row in csv.DictReader(table, delimiter="\t" if path.suffix == ".tsv" else ","))
+        return
+    if path.suffix != ".json":
+        yield from (("", row) for row in _rows(path))
+        return
+    with path.open("rb") as file:
+        try:
+            yield from ((key, value) for key, _, value in iterate_values(file) if isinstance(value, dict))
+        except JsonError as error:
+            raise RunError(f"{path}: byte {error.offset}: not JSON: {error}; mend the file") from None
 
 
 def _first_byte(file: BinaryIO) -> bytes:
@@ -95,7 +140,7 @@ def _messages_of(row: Mapping[str, Any], *, where: str) -> list[Message]:
     for form in FORMS:
         columns = form.columns
         asked = columns.messages or columns.instruction
-        if form.root or not asked or asked not in row:
+        if form.root or form.expand is not None or not asked or asked not in row:
             continue
         turns = Turns()
         try:

@@ -21,6 +21,10 @@ from trainer.stop_flag import EXIT_INTERRUPTED, LAUNCHER_PID, die_with_parent
 
 if TYPE_CHECKING:
     from data_pipeline.raw_config import RawDataConfig
+    from data_pipeline.stage import Stage
+
+PROGRESS = "--progress"
+PROGRESS_SECONDS = 60.0
 
 
 def prepare(raw: RawDataConfig | None, words: Sequence[str], *, held: Collection[signal.Signals]) -> int:
@@ -59,14 +63,29 @@ def _stand(raw: RawDataConfig) -> bool:
     return False
 
 
+def progress(raw: RawDataConfig | None, words: Sequence[str]) -> str:
+    """How far `prepare` has come, "corpus: 3 of 9 tasks"; "" without raw files, or where it is not told in time.
+
+    In a process of its own: another run that makes the same data holds its lock.
+    """
+    if raw is None or _stand(raw):
+        return ""
+    command = [sys.executable, "-m", "launch.raw_stages", PROGRESS, *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROGRESS_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
+    return done.stdout.strip() if done.returncode == DONE else ""
+
+
 def main(argv: Sequence[str]) -> int:
-    """Run the stages; the exit codes are those of `dure`."""
+    """Run the stages, or tell how far they are; the exit codes are those of `dure`."""
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     die_with_parent()
     from launch.cli import exit_code_of, message_of
 
     try:
-        _run(argv)
+        _tell_progress(argv[1:]) if argv[0] == PROGRESS else _run(argv)
     except KeyboardInterrupt:
         print("\ninterrupted (중단됨); what is finished stays, and the same command goes on from it", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -80,14 +99,37 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    from data_pipeline.config import load
     from data_pipeline.raw import prepare_shards
     from launch.tasks import num_cores, run_stage
+
+    prepare_shards(_raw_of(argv), run=lambda stage, kind: run_stage(stage, num_cores(), label=kind))
+
+
+class _Counted(Exception):  # noqa: N818 - not an error: the count ends at the first unfinished stage
+    """How far that stage is."""
+
+
+def _tell_progress(argv: Sequence[str]) -> None:
+    from data_pipeline.raw import prepare_shards
+
+    try:
+        prepare_shards(_raw_of(argv), run=_count)
+    except _Counted as counted:
+        print(counted)
+
+
+def _count(stage: Stage, kind: str) -> None:
+    tasks = stage.plan()
+    raise _Counted(f"{kind}: {sum(map(stage.is_task_done, tasks)):,} of {len(tasks):,} tasks")
+
+
+def _raw_of(argv: Sequence[str]) -> RawDataConfig:
+    from data_pipeline.config import load
     from trainer.config import TrainConfig
 
     raw = load(argv[0], argv[1:], TrainConfig).data.raw
     assert raw is not None, "the caller has looked"
-    prepare_shards(raw, run=lambda stage, kind: run_stage(stage, num_cores(), label=kind))
+    return raw
 
 
 if __name__ == "__main__":

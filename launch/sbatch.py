@@ -145,11 +145,22 @@ _START = (
 )
 _FIND_MODULE = (
     "if ! type module >/dev/null 2>&1; then",
-    "    for init in /etc/profile.d/lmod.sh /etc/profile.d/modules.sh /usr/share/lmod/lmod/init/bash"
-    " /usr/share/Modules/init/bash; do",
+    '    for init in "${LMOD_PKG:-/usr/share/lmod/lmod}/init/bash" "${MODULESHOME:-/usr/share/Modules}/init/bash"'
+    " /etc/profile.d/lmod.sh /etc/profile.d/modules.sh; do",
     '        if [ -r "$init" ]; then . "$init"; break; fi',
     "    done",
     "fi",
+)
+
+
+_LOAD_MODULE = (
+    "# Environment Modules before 4.1 returns 0 where it fails: what is loaded tells.",
+    "load_module() {",
+    '    local before="${LOADEDMODULES:-}"',
+    '    module load "$1" || return',
+    '    case ":${LOADEDMODULES:-}" in *:"$1"*) return 0 ;; esac',
+    '    [ "${LOADEDMODULES:-}" != "$before" ]  # another name for it',
+    "}",
 )
 
 
@@ -166,9 +177,10 @@ def _place(job: Job) -> Iterator[str]:
 def _modules(cluster: ClusterConfig) -> Iterator[str]:
     if cluster.modules:
         yield from _FIND_MODULE
+        yield from _LOAD_MODULE
     for name in cluster.modules:
         advice = "could not be loaded on this node; `module avail` lists what is there"
-        yield _or_fail(f"module load {bash_word(name)}", f"modules: {name}: {advice}")
+        yield _or_fail(f"load_module {bash_word(name)}", f"modules: {name}: {advice}")
 
 
 def _python(cluster: ClusterConfig) -> Iterator[str]:

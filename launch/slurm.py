@@ -19,16 +19,16 @@ from launch.slurm_reasons import reason_in_words
 from trainer.errors import RunError
 
 __all__ = ["JobState", "cancel", "ended_states", "hostnames", "is_here", "job_states", "reason_in_words", "requeue"]
-__all__ += ["batch_jobs", "clean_environment", "submit"]
+__all__ += ["batch_jobs", "clean_environment", "requeue_without", "submit", "submit_time"]
 
 TIMEOUT_SECONDS = 60.0
 REQUEUE_TRIES = 10
 _TRY_AGAIN_SECONDS = 3.0
 
-# States after which a job does not run again by itself (squeue's manual, "JOB STATE CODES").
+# States after which a job does not run again by itself (squeue's manual, "JOB STATE CODES", of 22.05 to 25.05).
 OVER = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED"}
-    | {"TIMEOUT"}
+    | {"TIMEOUT", "LAUNCH_FAILED", "RECONFIG_FAIL"}
 )
 # Of an array, the state of the element that is furthest from its end speaks for the whole.
 _LIVELIEST = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "PENDING")
@@ -149,6 +149,21 @@ def _liveliness(state: JobState) -> int:
     return _LIVELIEST.index(state.state) if state.state in _LIVELIEST else len(_LIVELIEST) + state.is_over
 
 
+def submit_time(job: str) -> float | None:
+    """When a job was submitted or last requeued, in seconds since 1970; None where SLURM does not know it.
+
+    Raises:
+        RunError: SLURM does not answer.
+    """
+    try:
+        answer = _call(["squeue", "--noheader", "--states=all", "--Format=SubmitTime:40", f"--jobs={job}"])
+    except RunError as error:
+        if "Invalid job id" in str(error):
+            return None
+        raise
+    return _epoch(answer.strip())
+
+
 def batch_jobs(ids: Sequence[str]) -> set[str]:
     """Those of the jobs that a script runs, as far as the controller knows them; not a person's session (salloc)."""
     if not ids:
@@ -187,9 +202,30 @@ def cancel(job: str, signal: str = "", *, batch: bool = False) -> None:
 
 def requeue(job: str) -> None:
     """Put a running job back into the queue under the same id; asked again while the controller is away."""
+    _call_again(["scontrol", "requeue", job])
+
+
+def requeue_without(job: str, hosts: Sequence[str]) -> None:
+    """Put a running job back into the queue under the same id, so that it starts on none of `hosts` any more.
+
+    SLURM changes the nodes of a waiting job only, so it is held meanwhile. A job that does this to itself must hold
+    SIGTERM back: it has the seconds of KillWait for it. What waits for the job (afterok) goes on waiting.
+
+    Raises:
+        RunError: SLURM refuses. The job is then requeued as it was, or not at all.
+    """
+    _call_again(["scontrol", "requeuehold", job])
+    try:
+        _call_again(["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(hosts)}"])
+    finally:
+        _call_again(["scontrol", "release", job])
+
+
+def _call_again(command: Sequence[str]) -> None:
+    """Call it until the controller is there to hear it."""
     for last in [False] * (REQUEUE_TRIES - 1) + [True]:
         try:
-            _call(["scontrol", "requeue", job])
+            _call(command)
             return
         except RunError as error:
             if last or not _is_passing(str(error)):
@@ -237,7 +273,9 @@ def _advice(said: str) -> str:
     return "correct the cluster profile, or ask whoever runs the cluster"
 
 
-_ADVICE = {
+_ADVICE = {  # the first that is found counts
+    "accounting/QOS policy": "a limit of your account or QoS, on jobs at once, size or time; `sacctmgr show assoc "
+    "user=$USER` and `sacctmgr show qos` list them: lower nodes or time_limit, end other jobs, or set another qos",
     "establish": "this machine belongs to no cluster; call it on a login node, or set SLURM_CONF",
     "contact slurm controller": "the controller is away; `scontrol ping` asks it, then try again",
     "nvalid partition": "`sinfo -s` lists the partitions; set `partition` in the profile",
@@ -247,6 +285,10 @@ _ADVICE = {
     "gpus_per_node, cpus_per_task or memory",
     "Invalid generic resource": "`sinfo -o '%P %G'` lists the GPUs; set gpus_per_node and gpu_kind in the profile",
     "time limit": "`sinfo -o '%P %l'` lists the limits; lower `time_limit` in the profile",
+    "nvalid job array": "`scontrol show config | grep MaxArraySize` says the most; lower `max_array_size`",
+    "partition configuration not available": "the partition is down, or gives no job so much; `sinfo -s` shows it: set "
+    "another `partition`, or lower nodes",
+    "Memory specification": "no node has that much memory; `sinfo -o '%n %m'` lists it in MB: lower `memory`",
     "nvalid job id": "it ended a while ago, or never was; `squeue --me` lists yours",
 }
 

@@ -30,6 +30,7 @@ _WORDS = {
     "InvalidAccount": "its account is not valid (잘못된 계정); set `account` in the profile",
     "InvalidQOS": "its QoS is not valid (잘못된 QoS); set `qos` in the profile",
     "QOSNotAllowed": "its QoS may not use this partition (QoS 권한 없음)",
+    "MaxMemPerLimit": "asks for more memory a node or a core than the cluster gives (메모리 한도); lower `memory`",
     "Prolog": "its nodes are being prepared (노드 준비 중)",
     "Cleaning": "is put back into the queue, its nodes are being cleaned (재대기 정리 중)",
     "InactiveLimit": "was still for too long (비활성 한도)",
@@ -42,9 +43,22 @@ _WORDS = {
     "launch_failed_requeued_held": "its start failed, and it is held (시작 실패, 보류); `scontrol release` tries again",
     "job_requeued_in_held_state": "was put back and held (재대기 보류); `scontrol release` lets it go",
 }
-# "QOSMaxGRESPerUser", "AssocGrpCPUMinutesLimit": a limit of whom on what.
-_LIMIT = re.compile(r"(?P<of>QOS|Assoc|MaxMemPer|MaxCpuPer|Association)(?P<what>\w*)")
+# "QOSMaxGRESPerUser", "AssocGrpCPUMinutesLimit", "MaxGRESPerAccount": a limit of whom on what.
+_LIMIT = re.compile(r"(?P<of>QOS|Association|Assoc|Max)(?P<what>\w*)")
 _OF = {"QOS": "its QoS (QoS 한도)", "Assoc": "its account (계정 한도)", "Association": "its account (계정 한도)"}
+# Of one job, not of what is in use: such a job never starts.
+_OF_ONE_JOB = re.compile(r"PerJob|PerNode|WallDuration|TimeLimit|Minutes(?=PerJob)")
+# What a person lowers or raises, by what the name of the limit holds; the first that it holds.
+_KEYS = {
+    "Wall": "time_limit",
+    "Time": "time_limit",
+    "Minutes": "time_limit or nodes",
+    "GRES": "gpus_per_node or nodes",
+    "Cpu": "cpus_per_task or nodes",
+    "CPU": "cpus_per_task or nodes",
+    "Mem": "memory",
+    "Node": "nodes",
+}
 
 
 def reason_in_words(reason: str) -> str:
@@ -53,5 +67,14 @@ def reason_in_words(reason: str) -> str:
     if name in _WORDS:
         return _WORDS[name]
     if (limit := _LIMIT.fullmatch(name)) is not None:
-        return f"{name}: as much as {_OF.get(limit['of'], 'the cluster (클러스터 한도)')} allows is in use already"
+        return f"{name}: {_limit_in_words(_OF.get(limit['of'], 'the cluster (클러스터 한도)'), limit['what'])}"
     return f"{name or 'no reason given'} (SLURM)"
+
+
+def _limit_in_words(of: str, what: str) -> str:
+    key = next((key for sign, key in _KEYS.items() if sign in what.replace("PerNode", "")), "what it asks for")
+    if what.startswith("Min"):
+        return f"it asks for less than {of} demands, and never starts; raise {key}, or take another qos"
+    if _OF_ONE_JOB.search(what):
+        return f"it asks for more than {of} gives one job, and never starts (작업당 한도 초과); lower {key}"
+    return f"as much as {of} allows is in use already"

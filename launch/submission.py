@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from data_pipeline.config import load, to_yaml
 from data_pipeline.stage import MANIFEST_NAME, StageError
 from launch import slurm
 from launch.cluster import ClusterConfig, read_cluster
+from launch.look_lines import last_objects
 from launch.sbatch import Job, sbatch_text
 from trainer.config import TrainConfig, unread_keys
 from trainer.errors import RunError
@@ -33,6 +34,14 @@ DEFAULT_SIGNAL_SECONDS = 300
 # SLURM looks at its limits on a tick of 30 s; the signal may come so late, and one tick is left to spare.
 _TICK_SECONDS = 60
 _LONGEST_SIGNAL = 65535
+_NUM_LOOKED_AT = 5000
+# Of sbatch's input variables those that the profile spells otherwise.
+_KEYS_OF_SBATCH = {
+    "timelimit": "time_limit",
+    "mem_per_node": "memory",
+    "gres": "gpus_per_node",
+    "gpus_per_node": "gpus_per_node",
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,8 @@ def plan_run(
         tell(f"{config_path}: {line}")
     if cluster.gpus_per_node and "cpu_ranks_per_node" in cluster.model_fields_set:
         tell(f"{profile}: cpu_ranks_per_node: {cluster.cpu_ranks_per_node} is not read: gpus_per_node is not 0")
+    for line in _odd_shares(cluster, profile=profile):
+        tell(line)
     workdir = working_folder()
     run_folder = workdir / config.run.folder / config.run.name
     cluster = cluster.model_copy(update={"signal_seconds": _signal_seconds(cluster, run_folder, tell=tell)})
@@ -96,6 +107,21 @@ def plan_run(
         dependency=dependency,
     )
     return RunJob(name=config.run.name, run_folder=run_folder, profile=profile, cluster=cluster, job=job)
+
+
+def _odd_shares(cluster: ClusterConfig, *, profile: str, environ: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """What a person may have wanted otherwise: cores for the GPUs, and what sbatch would read from the shell."""
+    if cluster.gpus_per_node > 1 and cluster.cpus_per_task is None and not cluster.exclusive:
+        yield (
+            f"{profile}: {cluster.gpus_per_node} ranks a node, but neither cpus_per_task nor exclusive is set: SLURM "
+            "may give them one core together; set one of them"
+        )
+    for name, value in sorted(environ.items()):
+        key = name.removeprefix("SBATCH_").lower()
+        if name.startswith("SBATCH_") and not getattr(cluster, _KEYS_OF_SBATCH.get(key, key), ""):
+            wanted = _KEYS_OF_SBATCH.get(key, key)
+            where = f"{wanted}: {value}" if wanted in ClusterConfig.model_fields else "extra_sbatch, or its own key"
+            yield f"{name}={value} is not passed on, the profile decides: set {where} in {profile}"
 
 
 def working_folder() -> Path:
@@ -163,16 +189,23 @@ def _signal_seconds(cluster: ClusterConfig, run_folder: Path, *, tell: Callable[
 
 
 def needed_signal_seconds(run_folder: Path) -> int:
-    """Twice the longest save that the run has measured, its longest step, and SLURM's tick; 300 before any save."""
-    saves = [_number(line.get("detail", {}), "seconds") for line in _events(run_folder, kind="saved")]
+    """What `measured_signal_seconds` says; 300 before any save."""
+    measured = measured_signal_seconds(run_folder)
+    return DEFAULT_SIGNAL_SECONDS if measured is None else measured
+
+
+def measured_signal_seconds(run_folder: Path) -> int | None:
+    """Twice the longest save that the run has measured, its longest step, and SLURM's tick; None before any save.
+
+    Of a long run the latest thousands count.
+    """
+    events = last_objects(run_folder / EVENTS_NAME, _NUM_LOOKED_AT)
+    saves = [_number(line.get("detail", {}), "seconds") for line in events if line.get("kind") == "saved"]
     if not saves:
-        return DEFAULT_SIGNAL_SECONDS
-    steps = [_number(line, "seconds_per_step") for line in read_lines(run_folder / METRICS_NAME)]
+        return None
+    metrics = last_objects(run_folder / METRICS_NAME, _NUM_LOOKED_AT)
+    steps = [_number(line, "seconds_per_step") for line in metrics]
     return math.ceil(2 * max(saves) + max(steps, default=0.0) + _TICK_SECONDS)
-
-
-def _events(run_folder: Path, *, kind: str) -> list[dict[str, object]]:
-    return [line for line in read_lines(run_folder / EVENTS_NAME) if line.get("kind") == kind]
 
 
 def _number(tree: object, key: str) -> float:
@@ -203,6 +236,12 @@ def note_job(run_folder: Path, job: str, *, nodes: int, profile: str, name: str,
     line = {"time": time.time(), "job": job, "nodes": nodes, "cluster": profile, "kind": kind, "name": name}
     repair_lines(run_folder / JOBS_NAME)
     disk.append_line(run_folder / JOBS_NAME, json.dumps(line, ensure_ascii=False).encode())
+
+
+def submitted_at(run_folder: Path, job: str) -> float | None:
+    """When the run was given to `job`, in seconds since 1970; None where that was not noted: a script by hand."""
+    times = [line.get("time") for line in read_lines(run_folder / JOBS_NAME) if str(line.get("job")) == job]
+    return next((float(told) for told in reversed(times) if isinstance(told, (int, float))), None)
 
 
 def check_no_job(run_folder: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from launch.look_cancel import Cancel
+from launch.look_cancel_pipeline import cancel_pipeline, pipeline_named
 from launch.look_find import find_run
 from launch.look_jobs import ask
 from launch.look_run import Look, look_at
@@ -17,7 +18,16 @@ _FAILED = 1
 
 
 def cancel(arguments: argparse.Namespace) -> int:
-    """0 where the run is ended and its step saved, or nothing was to be ended; 1 where it ended without its save."""
+    """0 where the run is ended and its step saved, or nothing was to be ended; 1 where it ended without its save.
+
+    The name of a pipeline ends all its jobs.
+    """
+    if (pipeline := pipeline_named(arguments.path)) is not None:
+        if not (count := cancel_pipeline(pipeline, tell=_tell, now=arguments.now)):
+            print(f"{pipeline}: nothing to cancel (취소할 것 없음): none of its jobs waits or runs")
+        else:
+            print(f"{pipeline}: {count} jobs ended; what is done stays done, the same submit goes on from it")
+        return 0
     run = find_run(arguments.path)
     before = look_at(run, ask([run.folder]))
     ending = Cancel(run, tell=_tell, now=arguments.now)

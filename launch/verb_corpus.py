@@ -17,6 +17,8 @@ MAX_NAMED = 5  # of the files that were lost
 _NEXT = {
     "document": "dure tokenizer train --corpus {output} --output DIR",
     "instruction": "dure shards build --corpus {output} --tokenizer DIR --template NAME --output DIR",
+    "label": "dure shards build --corpus {output} --tokenizer DIR --output DIR",
+    "pair": "dure shards build --corpus {output} --tokenizer DIR --output DIR",
 }
 
 
@@ -24,11 +26,14 @@ _TOLD_CHANGES = {
     "last_question_cut": "cut: last question without an answer",
     "original_text_instead": "sentences without text: original_text",
     "long_text_cut": "long texts cut into several",
+    "label_stripped": "labels with spaces around them, taken off",
+    "contradicting_label": "texts of before with another label (모순된 라벨), kept",
+    "contradicting_score": "texts of before with another score, kept",
 }
 
 
 def build(arguments: argparse.Namespace) -> int:
-    """Files -> documents, or instructions."""
+    """Files -> documents, instructions, labelled texts or pairs."""
     config = load(arguments.config, arguments.overrides, CorpusConfig)
     next_command = _NEXT[config.record].format(output=config.output)
     code = run_verb(

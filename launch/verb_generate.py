@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline import disk
-from launch.question_rows import QuestionRow, read_questions
+from launch.question_rows import QuestionRow, read_questions, read_task
 from launch.sampling_flags import sampling_of
 from trainer.errors import RunError
 
 if TYPE_CHECKING:
+    from data_pipeline.corpus.task_rows import TaskName
     from trainer.conversation import Speaker
     from trainer.generate import Sampling
     from trainer.saved import Saved
@@ -37,22 +38,23 @@ class Source:
     num_rows: int
     sha256: str
     looked_at: tuple[int, ...]
+    task: TaskName | None = None
 
     @classmethod
-    def of(cls, path: Path) -> Source:
+    def of(cls, path: Path, *, task: TaskName | None = None) -> Source:
         """Read every row once; raises RunError where one asks nothing, or where there is none."""
         if not path.is_file():
             raise RunError(f"--input: {path}: no such file; name a JSONL file of rows")
         before = _stamp(path)
-        num_rows = sum(1 for _ in read_questions(path))
+        num_rows = sum(1 for _ in _read(path, task))
         if not num_rows:
             raise RunError(f"{path}: it holds no row; write one object a line")
-        source = cls(path, num_rows, disk.sha256_of(path), before)
+        source = cls(path, num_rows, disk.sha256_of(path), before, task)
         source.check_unchanged()
         return source
 
     def rows(self, *, start: int) -> Iterator[QuestionRow]:
-        return itertools.islice(read_questions(self.path), start, None)
+        return itertools.islice(_read(self.path, self.task), start, None)
 
     def check_unchanged(self) -> None:
         if (now := _stamp(self.path)) != self.looked_at:
@@ -60,6 +62,10 @@ class Source:
                 f"{self.path}: was changed while it was read: {self.looked_at[0]:,} bytes, now {now[0]:,}; the answers "
                 "so far are of the old rows: restore the file to go on, or give another --output"
             )
+
+
+def _read(path: Path, task: TaskName | None) -> Iterator[QuestionRow]:
+    return read_questions(path) if task is None else read_task(path, task)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -73,7 +79,7 @@ def generate(arguments: argparse.Namespace) -> int:
         raise RunError("--input: no file given; name a JSONL file of rows")
     path = Path(arguments.input)
     output = Path(arguments.output) if arguments.output else path.with_suffix(".answers.jsonl")
-    source, sampling = Source.of(path), sampling_of(arguments)
+    source, sampling = Source.of(path, task=arguments.task), sampling_of(arguments)
 
     import torch
 
@@ -123,6 +129,7 @@ def _made_with(saved: Saved, source: Source, sampling: Sampling, arguments: argp
         "dtype": usual_dtype(saved),
         "sampling": vars(sampling).copy(),
         "input_sha256": source.sha256,
+        "task": source.task,
     }
 
 

@@ -14,17 +14,22 @@ from data_pipeline.shards.build import ShardsBuild, ShardsConfig
 from data_pipeline.stage import Manifest
 from launch.data_stage import Figure, run_verb
 
-_INSTRUCTION_FIGURES = {
+MAX_CLASSES_SHOWN = 20
+_ROW_FIGURES = {
     "num_targets": "target tokens",
+    "num_scored": "rows with a score",
+    "num_cut": "rows cut",
     "num_no_target": "rows without a target",
     "num_no_eos": "rows without an EOS target",
     "num_emptied": "rows emptied",
+    "num_mixed": "rows without the third text of others",
+    "num_unknown_label": "rows of an unknown label",
     "num_too_long": "rows too long",
 }
 
 
 def build(arguments: argparse.Namespace) -> int:
-    """Documents or instruction rows -> token ids."""
+    """Documents, instruction rows or examples -> token ids."""
     config = load(arguments.config, arguments.overrides, ShardsConfig)
     return run_verb(
         ShardsBuild(config),
@@ -70,11 +75,21 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def _figures(manifest: Manifest) -> Iterator[Figure]:
     for split, counts in manifest["splits"].items():
-        yield Figure(f"{split} documents", counts["num_documents"])
+        yield Figure(f"{split} {'examples' if 'frame' in manifest else 'documents'}", counts["num_documents"])
         yield Figure(f"{split} tokens", counts["num_tokens"])
         yield Figure(f"{split} {'answer ' * (manifest['record'] == 'instruction')}bytes", counts["num_bytes"])
         yield Figure(f"{split} unknown tokens", counts["num_unk"])
-        for key, name in _INSTRUCTION_FIGURES.items():
+        for key, name in _ROW_FIGURES.items():
             if key in counts:
                 yield Figure(f"{split} {name}", counts[key])
+        classes = list(manifest.get("classes", {}).get(split, {}).items())
+        for label, count in classes[:MAX_CLASSES_SHOWN]:
+            yield Figure(f"{split} label {label}", count)
+        if len(classes) > MAX_CLASSES_SHOWN:
+            yield Figure(f"{split} further labels", len(classes) - MAX_CLASSES_SHOWN)
+    if "frame" in manifest:
+        yield Figure("frame", manifest["frame"]["kind"])
+        yield Figure("sequences an example", manifest["num_sequences"])
+    if manifest.get("eos_is_sep"):
+        yield Figure("end of a document", "the tokenizer's sep_token (it names no eos_token)")
     yield Figure("files", len(manifest["files"]))

@@ -27,14 +27,15 @@ _LEAST_NAME = 8
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print a table of the runs, and the pipelines that are under way; or one JSON array of the runs."""
+    """Print a table of the runs, and the pipelines that are not done; or one JSON array of both."""
     runs = find_runs(arguments.paths)
     jobs = ask(run.folder for run in runs)
     if jobs.fault:
         print(f"warning: {jobs.fault}; jobs are not looked at", file=sys.stderr)
     looks = sorted((look_at(run, jobs) for run in runs), key=_rank)
     if arguments.json:
-        print(json.dumps([look.as_dict() for look in looks], ensure_ascii=False, indent=1, default=str))
+        found = [*(look.as_dict() for look in looks), *([] if arguments.paths else pipelines())]
+        print(json.dumps(found, ensure_ascii=False, indent=1, default=str))
         return 0
     screen = console()
     width = width_of(screen)

@@ -78,9 +78,12 @@ def _plain_usage(flag: Flag) -> str:
 
 
 OUTPUT = Flag("--output", "DIR", "the folder to write", key="output")
+RECORDS = ("document", "instruction", "label", "pair")
 CORPUS = Flag("--corpus", "DIR", "the folder that `corpus build` wrote", key="corpus")
 WORKERS = Flag("--workers", "N", "processes (default: one a core)", minimum=1)
 # How an answer is made. The numbers with a point are read by launch/sampling_flags.py.
+QUANTIZE = Flag("--quantize", "KIND", "hold the base in 4 bits or not (default: as trained)", choices=("nf4", "none"))
+
 SAMPLING = (
     Flag("--max-new-tokens", "N", "an answer is cut there", minimum=1, default=256),
     Flag("--temperature", "X", "0 takes the likeliest token each time (greedy)", default="0"),
@@ -89,7 +92,7 @@ SAMPLING = (
     Flag("--repetition-penalty", "X", "above 1 shuns what was said", default="1"),
     Flag("--seed", "N", "of the sampling", minimum=0, default=0),
     Flag("--template", "NAME", "another than its own: a name, a file, or none to go on with a text"),
-    Flag("--quantize", "KIND", "hold the base in 4 bits or not (default: as trained)", choices=("nf4", "none")),
+    QUANTIZE,
 )
 
 GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
@@ -120,12 +123,12 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
             ),
             Verb(
                 "corpus build",
-                "AIHub archives, JSONL, CSV, Parquet and text → documents or instructions in Parquet (말뭉치)",
+                "AIHub archives, JSONL, CSV, Parquet, text → documents, instructions, labels or pairs (말뭉치)",
                 "launch.verb_corpus:build",
                 "[CONFIG]",
                 (
                     Flag("--input", "PATH", "files, folders or hf:NAME@REVISION", key="inputs", is_list=True),
-                    Flag("--record", "KIND", "what a row is", key="record", choices=("document", "instruction")),
+                    Flag("--record", "KIND", "what a row is", key="record", choices=RECORDS),
                     OUTPUT,
                     WORKERS,
                 ),
@@ -138,8 +141,44 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 (CORPUS, OUTPUT),
             ),
             Verb(
+                "tokenizer audit",
+                "what a tokenizer does to a corpus and a field's words, beside others: keep, extend or retrain (진단)",
+                "launch.verb_tokenizer:audit",
+                "TOKENIZER",
+                (
+                    Flag("--corpus", "PATH", "a corpus that `corpus build` wrote, or files and folders of text"),
+                    Flag("--terms", "FILE", "the words of a field: one a line, or a CSV or TSV"),
+                    Flag("--against", "OTHER", "tokenizers to measure beside it", is_list=True),
+                    Flag("--output", "DIR", "where the page and its figures go (audit.html, audit.json)"),
+                    Flag("--max-bytes", "N", "of text that are measured", minimum=1, default=16 << 20),
+                    Flag("--text-column", "NAME", "of tables and JSONL that are read as they are", default="text"),
+                    Flag("--term-column", "NAME", "of a table of terms", default="term"),
+                    Flag("--hidden-size", "N", "H of the model that costs are told for", minimum=1, default=2048),
+                    Flag("--layers", "N", "its layers", minimum=1, default=24),
+                    Flag("--seq-len", "N", "inputs a row", minimum=1, default=2048),
+                ),
+                more="TOKENIZER and OTHER: a tokenizer, a model or a run folder, or a tokenizer.json.",
+            ),
+            Verb(
+                "tokenizer extend",
+                "new tokens beside a tokenizer's own; texts without them keep their ids (토큰 추가)",
+                "launch.verb_extend:extend",
+                "TOKENIZER",
+                (
+                    Flag("--tokens", "FILE", "a list of new tokens, one a line"),
+                    Flag("--spaced", "", "each term of the list also with a space before it"),
+                    Flag("--corpus", "DIR", "the corpus to choose on and to measure on"),
+                    Flag("--count", "N", "how many to choose by the tokens that they save", minimum=1),
+                    Flag("--min-count", "N", "a word seen less often is not chosen (default: 10)", minimum=1),
+                    Flag("--dry-run", "", "show the choice, write it for a look, and no tokenizer"),
+                    Flag("--model", "MODEL", "write this model, with rows for the new tokens, and the tokenizer"),
+                    Flag("--init", "NAME", "with --model: what the rows begin from (default: mean_of_subtokens)"),
+                    Flag("--output", "DIR", "the folder to write"),
+                ),
+            ),
+            Verb(
                 "shards build",
-                "documents or instructions → token ids in Arrow files, train and heldout (샤드)",
+                "documents, instructions, labels or pairs → token ids in Arrow files, train and heldout (샤드)",
                 "launch.verb_shards:build",
                 "[CONFIG]",
                 (
@@ -196,7 +235,7 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
             ),
             Verb(
                 "evaluate",
-                "loss and bits per byte of a run, a checkpoint or a model folder over held-out documents (평가)",
+                "the loss and the stage's figures of a run, a checkpoint or a model folder over held-out rows (평가)",
                 "launch.verb_evaluate:evaluate",
                 "RUN|MODEL",
                 (
@@ -224,8 +263,26 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 (
                     Flag("--input", "FILE", "JSONL rows of instruction, prompt, question or messages"),
                     Flag("--output", "FILE", "where answers go (default: FILE.answers.jsonl)"),
+                    Flag(
+                        "--task", "NAME", "rows to be asked so, AIHub's too", choices=("qa", "summarize", "translate")
+                    ),
                     Flag("--batch", "N", "rows at once", minimum=1, default=16),
                     *SAMPLING,
+                ),
+            ),
+            Verb(
+                "predict",
+                "a class with its probabilities, or a vector, for each row of a file of texts (예측)",
+                "launch.verb_predict:predict",
+                "RUN|MODEL",
+                (
+                    Flag("--input", "FILE", "CSV, TSV, JSONL, JSON or Parquet rows, or hf:NAME"),
+                    Flag("--output", "FILE", ".jsonl, .csv; of vectors .parquet, .npy (default: beside the input)"),
+                    Flag("--text-a", "COLUMN", "the text, or the first of two (default: by the columns' names)"),
+                    Flag("--text-b", "COLUMN", "the second text"),
+                    Flag("--format", "KIND", "of the input", choices=("json", "jsonl", "csv", "tsv", "parquet")),
+                    Flag("--batch", "N", "rows at once", minimum=1, default=32),
+                    QUANTIZE,
                 ),
             ),
             Verb(

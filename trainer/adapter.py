@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
 from data_pipeline.config import Config
 from trainer.errors import RunError
+from trainer.heads import trained_whole
+from trainer.stages import Head
 
 if TYPE_CHECKING:
     import torch
@@ -38,30 +41,41 @@ class AdapterConfig(Config):
         return targets
 
 
-def peft_config(adapter: AdapterConfig, model: nn.Module) -> Any:
-    """peft's own description of the adapter on `model`.
+# How peft calls what is tuned; it has no word for a masked LM.
+_TASKS: dict[Head, str | None] = {
+    "causal_lm": "CAUSAL_LM",
+    "classifier": "SEQ_CLS",
+    "encoder": "FEATURE_EXTRACTION",
+    "masked_lm": None,
+}
+
+
+def peft_config(adapter: AdapterConfig, model: nn.Module, *, head: Head = "causal_lm") -> Any:
+    """peft's own description of the adapter on `model`. A classifier's head is no target: it is trained whole.
 
     Raises:
         RunError: a target that no linear layer of the model has.
     """
     from peft import LoraConfig
 
+    whole = _linear_names(model, inside=trained_whole(model)) if head == "classifier" else []
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=_TASKS[head],
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]
         lora_dropout=adapter.dropout,
-        target_modules=_targets(adapter, model),
+        target_modules=_targets(adapter, model, besides=whole),
+        exclude_modules=whole or None,
         use_rslora=adapter.rank_stabilized,
         use_dora=adapter.weight_decomposed,
         bias="none",
     )
 
 
-def _targets(adapter: AdapterConfig, model: nn.Module) -> str | list[str]:
+def _targets(adapter: AdapterConfig, model: nn.Module, *, besides: Sequence[str]) -> str | list[str]:
     if adapter.targets == "all-linear":
         return adapter.targets
-    names = _linear_names(model)
+    names = [name for name in _linear_names(model) if name not in besides]
     if adapter.targets == "by-architecture":
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
 
@@ -76,11 +90,13 @@ def _targets(adapter: AdapterConfig, model: nn.Module) -> str | list[str]:
     return list(adapter.targets)
 
 
-def _linear_names(model: nn.Module) -> list[str]:
+def _linear_names(model: nn.Module, *, inside: Sequence[str] = ("",)) -> list[str]:
+    """Linear layers but the output embedding; only those within the modules `inside`."""
     from torch import nn
 
     head = model.get_output_embeddings()  # type: ignore[operator]
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    return [name for name in names if any(f"{name}.".startswith(f"{part}." if part else "") for part in inside)]
 
 
 def _is_target(target: str, names: list[str]) -> bool:
@@ -91,16 +107,21 @@ def _have(names: list[str]) -> str:
     return f"choose among {', '.join(sorted({name.rsplit('.', 1)[-1] for name in names}))}, or set 'all-linear'"
 
 
-def add_adapter(model: nn.Module, adapter: AdapterConfig, *, seed: int, dtype: torch.dtype) -> None:
+def add_adapter(
+    model: nn.Module, adapter: AdapterConfig, *, seed: int, dtype: torch.dtype, head: Head = "causal_lm"
+) -> None:
     """Freeze `model` and put trainable matrices of `dtype` beside its targets, in place.
 
-    They are a pure function of `seed`, and change no output before the first update (B is zero).
+    They are a pure function of `seed`, and change no output before the first update (B is zero). A classifier's head
+    stays trainable itself; no copy of it is kept.
     """
     import torch
     from peft import inject_adapter_in_model
 
     torch.manual_seed(seed)
-    inject_adapter_in_model(peft_config(adapter, model), model)
+    inject_adapter_in_model(peft_config(adapter, model, head=head), model)
+    for name in trained_whole(model) if head == "classifier" else ():
+        model.get_submodule(name).requires_grad_(True)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainer.card_heads import HEADS, confusion, head_in, labels, quoted, table, tags_of, use_of_head
 from trainer.lineage import BaseFacts, DataFacts
 
 Lines = list[str]
@@ -38,12 +39,28 @@ _WHAT = {
 _FIGURES = (
     ("loss", "검증 손실 · held-out loss", "{:.4f}"),
     ("bits_per_byte", "바이트당 비트 · bits per byte", "{:.4f}"),
+    ("accuracy", "정확도 · accuracy", "{:.2%}"),
+    ("macro_f1", "매크로 F1 · macro F1", "{:.4f}"),
+    ("binary_f1", "F1 (둘째 분류 · second class)", "{:.4f}"),
+    ("masked_accuracy", "가린 토큰 정확도 · accuracy of masked tokens", "{:.2%}"),
+    ("spearman", "스피어만 상관 · Spearman", "{:.4f}"),
+    ("pearson", "피어슨 상관 · Pearson", "{:.4f}"),
+    ("recall_at_1", "재현율@1 · recall@1", "{:.2%}"),
+    ("recall_at_10", "재현율@10 · recall@10", "{:.2%}"),
+    ("mrr", "평균 역순위 · mean reciprocal rank", "{:.4f}"),
+    ("triplet_accuracy", "세 글 정확도 · triplet accuracy", "{:.2%}"),
     ("exact_match", "정답 일치율 · exact match", "{:.2%}"),
     ("ended_share", "EOS로 끝난 답 · answers that ended with EOS", "{:.2%}"),
     ("num_documents", "검증 행 · held-out rows", "{:,}"),
-    ("num_targets", "검증 목표 토큰 · held-out targets", "{:,}"),
+    ("num_targets", "검증 목표 · held-out targets", "{:,}"),
 )
-_STAGES = {"pretrain": "사전학습 · pretraining", "sft": "지시 튜닝 · instruction tuning"}
+_STAGES = {
+    "pretrain": "사전학습 · pretraining",
+    "sft": "지시 튜닝 · instruction tuning",
+    "mlm": "빈칸 맞히기 · masked language modelling",
+    "classify": "분류 · classification",
+    "embed": "문장 임베딩 · sentence embeddings",
+}
 
 
 def card(
@@ -66,13 +83,15 @@ def card(
         _front_matter(facts, base),
         _title(facts),
         _use(facts, base),
-        _table("수치 · Figures", told),
+        table("수치 · Figures", told),
+        labels(facts),
+        confusion(figures),
         _merge(facts),
         _base(facts, base),
         _data(data),
-        _table("토크나이저 · Tokenizer", _tokenizer(facts)),
+        table("토크나이저 · Tokenizer", _tokenizer(facts)),
         _template(facts),
-        _table("학습 · Training", [(name, f"{value}") for name, value in training.items()]),
+        table("학습 · Training", [(name, f"{value}") for name, value in training.items()]),
         _licence(data, base),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
@@ -80,14 +99,15 @@ def card(
 
 def _front_matter(facts: Mapping[str, Any], base: BaseFacts | None) -> Lines:
     """What hubs read. `license: other` until somebody decides; a base that has no name there is named below alone."""
+    library, task = tags_of(facts)
     return [
         "---",
         "language: ko",
         "license: other",
         f"license_name: {UNDECIDED}",
-        *([f"base_model: {_quoted(base.name)}"] if base and base.is_loadable else []),
-        f"library_name: {'peft' if facts['what'] == 'adapter' else 'transformers'}",
-        "pipeline_tag: text-generation",
+        *([f"base_model: {quoted(base.name)}"] if base and base.is_loadable else []),
+        f"library_name: {library}",
+        f"pipeline_tag: {task}",
         "tags: [dure, korean]",
         "---",
     ]
@@ -95,30 +115,41 @@ def _front_matter(facts: Mapping[str, Any], base: BaseFacts | None) -> Lines:
 
 def _title(facts: Mapping[str, Any]) -> Lines:
     korean, english = _WHAT[facts["what"]]
+    _, kind_korean, kind_english = HEADS[head_in(facts)]
     origin = facts["origin"]
     figures = facts["dtype"] + (f", step {origin['step']:,}" if origin["step"] is not None else "")
     return [
         f"# {origin['name']}",
         "",
-        f"dure(두레)로 학습한 한국어 언어 모델입니다: {korean} ({figures}).",
+        f"dure(두레)로 학습한 {kind_korean}입니다: {korean} ({figures}).",
         "",
-        f"A Korean language model trained with dure: {english} ({figures}).",
+        f"{kind_english} trained with dure: {english} ({figures}).",
     ]
+
+
+def _rows_for_new_tokens(facts: Mapping[str, Any]) -> Lines:
+    """What gives a base the rows that an adapter brings."""
+    if not (rows := facts.get("new_rows")):
+        return []
+    return [f"base.resize_token_embeddings({rows['total']}, mean_resizing=False)  # 새 토큰 · new tokens"]
 
 
 def _use(facts: Mapping[str, Any], base: BaseFacts | None) -> Lines:
     """Code that a reader can copy; the chat template is the tokenizer's own."""
+    if head_in(facts) != "causal_lm":
+        return [*use_of_head(facts, base), *_packed(facts)]
     lines = ["## 사용 · Use", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer"]
     if facts["what"] == "adapter":
         assert base is not None
-        revision = f", revision={_quoted(base.revision)}" if base.revision else ""
-        source = _quoted(base.name) if base.is_loadable else "base_folder"
+        revision = f", revision={quoted(base.revision)}" if base.revision else ""
+        source = quoted(base.name) if base.is_loadable else "base_folder"
         lines += [
             "from peft import PeftModel",
             "",
             'folder = "."  # 이 폴더 · this folder',
             *([] if base.is_loadable else ['base_folder = "…"  # 기반 모델의 폴더 · the folder of the base']),
             f"base = AutoModelForCausalLM.from_pretrained({source}{revision})",
+            *_rows_for_new_tokens(facts),
             "model = PeftModel.from_pretrained(base, folder)",
         ]
     else:
@@ -138,21 +169,24 @@ def _use(facts: Mapping[str, Any], base: BaseFacts | None) -> Lines:
         "print(tokenizer.decode(ids, skip_special_tokens=True))",
         "```",
     ]
-    if quantization := facts.get("quantization"):
-        double = ", double quantisation" if quantization["double_quantization"] else ""
-        lines += [
-            "",
-            f"기반 모델을 4비트({quantization['kind']}{double})로 두고 학습했습니다. 같은 답을 얻으려면 기반 모델도 "
-            "그렇게 여십시오(`BitsAndBytesConfig`).",
-            "",
-            f"It was trained beside a base held in 4 bits ({quantization['kind']}{double}); open the base so, by "
-            "`BitsAndBytesConfig`, to get what was trained.",
-        ]
-    return lines
+    return [*lines, *_packed(facts)]
 
 
-def _table(title: str, rows: Sequence[tuple[str, str]]) -> Lines:
-    return [f"## {title}", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)] if rows else []
+def _packed(facts: Mapping[str, Any]) -> Lines:
+    """That the base was held in 4 bits, where it was."""
+    quantization = facts.get("quantization")
+    if not quantization:
+        return []
+    double = ", double quantisation" if quantization["double_quantization"] else ""
+    whole = ' `llm_int8_skip_modules=["score", "classifier", "pooler.dense"]`' if head_in(facts) == "classifier" else ""
+    return [
+        "",
+        f"기반 모델을 4비트({quantization['kind']}{double})로 두고 학습했습니다. 같은 답을 얻으려면 기반 모델도 "
+        f"그렇게 여십시오(`BitsAndBytesConfig`{whole and ',' + whole}).",
+        "",
+        f"It was trained beside a base held in 4 bits ({quantization['kind']}{double}); open the base so, by "
+        f"`BitsAndBytesConfig`{whole and ' with' + whole}, to get what was trained.",
+    ]
 
 
 def _merge(facts: Mapping[str, Any]) -> Lines:
@@ -169,7 +203,7 @@ def _merge(facts: Mapping[str, Any]) -> Lines:
     title = "합친 모델과 학습한 모델의 차이 · Merged beside what was trained"
     note = f"로짓 최대 차이 · largest logit error, top-1 일치 · agreement ({merge['float32']['num_rows']} 행 · rows)"
     accepted = "한계를 넘었으나 받아들여졌습니다 · beyond the limits, and accepted by hand"
-    return [*_table(title, rows), "", note, *(["", accepted] if merge["is_accepted"] else [])]
+    return [*table(title, rows), "", note, *(["", accepted] if merge["is_accepted"] else [])]
 
 
 def _base(facts: Mapping[str, Any], base: BaseFacts | None) -> Lines:
@@ -241,6 +275,8 @@ def _licence_of(source: str) -> str:
 
 def _template(facts: Mapping[str, Any]) -> Lines:
     template = facts["template"]
+    if head_in(facts) != "causal_lm":
+        return []
     if not template:
         return [
             "## 템플릿 · Template",
@@ -265,7 +301,3 @@ def _licence(data: Sequence[DataFacts], base: BaseFacts | None) -> Lines:
         f"- 한계 · limits: {FILL_IN}. 모델은 틀린 말을 할 수 있습니다 · the model may say what is wrong",
         f"- 연락처 · contact: {FILL_IN}",
     ]
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

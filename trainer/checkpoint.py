@@ -29,8 +29,11 @@ from data_pipeline.disk import FileRecord
 from trainer.checkpoint_marker import (
     COMPLETE_NAME,
     FORMAT_VERSION,
+    PATIENCE_SECONDS,
     CheckpointError,
     find_complete,
+    has_marker,
+    is_listed,
     marker_text,
     reshaped_for,
     step_folders,
@@ -117,15 +120,25 @@ def write(
     if _is_sound(folder, ranks):
         return
     attempt = _Attempt(folder, ranks)
+    # Before rank 0 has made it no other rank may look: a network file system remembers for a minute what was missing.
     attempt.phase(lambda: _make_empty(folder) if ranks.is_main else [])
-    records = attempt.phase(lambda: write_engine(folder))
+    records = attempt.phase(lambda: _write_into(folder, write_engine))
     step = step_of(folder)
     attempt.phase(lambda: _commit(folder, step, records, state, extra_files) if ranks.is_main else [])
 
 
 def _is_sound(folder: Path, ranks: Ranks) -> bool:
-    exists = ranks.broadcast_object(folder.is_dir() and (folder / COMPLETE_NAME).is_file())
+    exists = ranks.on_main(lambda: has_marker(folder))
     return exists and not verify(folder, ranks)
+
+
+def _write_into(folder: Path, write_engine: WriteEngine) -> list[FileRecord]:
+    if not _appears(folder, PATIENCE_SECONDS):
+        raise CheckpointError(
+            f"{folder}: not seen here {PATIENCE_SECONDS:.0f} s after rank 0 has made it; put the run folder on a file "
+            "system that all nodes share"
+        )
+    return write_engine(folder)
 
 
 class _Attempt:
@@ -213,12 +226,11 @@ def choose(checkpoints: Path, ranks: Ranks) -> Chosen:
 
     Raises:
         CheckpointError: there are checkpoints, but none is sound: training from scratch must be a person's decision;
-            or a node has another folder of this name.
+            or a node has another folder of this name, or a disk gives no answer: that is no damage, nothing is changed.
     """
     check_shared(checkpoints, ranks)
-    marked = [folder for folder in step_folders(checkpoints) if (folder / COMPLETE_NAME).exists()]
+    marked: list[Path] = ranks.on_main(lambda: [folder for folder in step_folders(checkpoints) if has_marker(folder)])
     marked.sort(key=lambda folder: (-step_of(folder), reshaped_for(folder) != ranks.world_size))
-    marked = ranks.broadcast_object(marked)
     damaged: dict[Path, list[str]] = {}
     chosen = None
     for folder in marked:
@@ -273,7 +285,7 @@ def _leave_mark(folder: Path) -> str:
 
 def _appears(path: Path, patience_seconds: float) -> bool:
     deadline = time.monotonic() + patience_seconds
-    while not path.exists():
+    while not (is_listed(path) and path.exists()):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
@@ -288,7 +300,7 @@ def _tidy(checkpoints: Path, *, damaged: list[Path]) -> None:
             disk.remove_tree(aside)
         disk.rename(folder, aside)
     for folder in step_folders(checkpoints):
-        if not (folder / COMPLETE_NAME).exists():
+        if not has_marker(folder):
             disk.remove_tree(folder)
     for leftover in checkpoints.glob(".*step-*.removed"):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -17,11 +17,12 @@ from trainer.engine_config import EngineConfig
 from trainer.gate_checks import GateConfig
 from trainer.metrics import LoggingConfig
 from trainer.model_config import ModelConfig
+from trainer.new_rows_config import NewRowsConfig
 from trainer.resilience import StepPolicyConfig
 from trainer.schedule import OptimizerConfig, ScheduleConfig
+from trainer.stage_configs import LOSS_KEYS, STAGE_CONFIGS, ClassifyConfig, EmbedConfig, MlmConfig
+from trainer.stages import STAGES, Stage
 from trainer.watchdog_config import WatchdogConfig
-
-Stage = Literal["pretrain", "sft"]
 
 
 class RunConfig(Config):
@@ -40,7 +41,9 @@ class DataConfig(Config):
     seq_len: int = Field(ge=8)
     packing: Literal["concatenated", "best_fit"] = "best_fit"
     too_long: Literal["refuse", "drop"] = "refuse"
-    """What becomes of instruction rows longer than `seq_len`, which are never cut; documents are cut."""
+    """What becomes of instruction rows and examples longer than `seq_len`, which are never cut; documents are cut."""
+    group_by_length: bool = True
+    """Of examples: those of a step are about equally long, so that little is padded (see stream/grouping.py)."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -52,7 +55,9 @@ class DataConfig(Config):
 class StepsConfig(Config):
     """What a step is and how many there are. A step is `global_batch_sequences` rows, whatever the ranks."""
 
-    max_steps: int = Field(ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    num_epochs: float | None = Field(default=None, gt=0)
+    """In place of max_steps, which is then counted from the rows at the start."""
     global_batch_sequences: int = Field(ge=1)
     micro_batch_sequences: int = Field(ge=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -61,11 +66,28 @@ class StepsConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
+    @model_validator(mode="after")
+    def _one_length(self) -> StepsConfig:
+        if (self.max_steps is None) == (self.num_epochs is None):
+            both = f"max_steps {self.max_steps}, num_epochs {self.num_epochs}"
+            raise ValueError(f"{both}: a run has one length; set max_steps or num_epochs")
+        return self
+
+    @property
+    def last_step(self) -> int:
+        """max_steps of a run that has begun."""
+        assert self.max_steps is not None, "num_epochs is counted in steps when the rows are open"
+        return self.max_steps
+
 
 class EvaluationConfig(Config):
-    """Loss and bits per byte over whole held-out documents, every `every_steps` steps and at the end."""
+    """The loss over held-out rows with the stage's figures, every `every_steps` steps and at the end."""
 
     every_steps: int = Field(default=500, ge=1)
+    every_epoch: bool = False
+    """At each epoch's end in place of `every_steps`."""
+    best_by: str = ""
+    """The figure of the best checkpoint; "": the loss, and accuracy of `stage: classify`."""
     at_start: bool = False
     """Also before the first step: what the model knew before."""
     max_documents: int = Field(default=2000, ge=1)
@@ -83,6 +105,12 @@ class TrainConfig(Config):
     model: ModelConfig
     adapter: AdapterConfig | None = None
     """None: every weight is trained."""
+    new_rows: NewRowsConfig | None = None
+    """For shards of an extended tokenizer: rows for its new tokens."""
+    mlm: MlmConfig | None = None
+    classify: ClassifyConfig | None = None
+    embed: EmbedConfig | None = None
+    """Of the stages of these names; the run's own is filled in when the config is resolved."""
     data: DataConfig
     train: StepsConfig
     engine: EngineConfig = EngineConfig()
@@ -99,6 +127,8 @@ class TrainConfig(Config):
     def _parts_agree(self) -> TrainConfig:
         if faults := [*self._step_faults(), *self._tuning_faults()]:
             raise ValueError("; ".join(faults))
+        if self.stage in STAGE_CONFIGS and getattr(self, self.stage) is None:
+            object.__setattr__(self, self.stage, STAGE_CONFIGS[self.stage]())
         if self.evaluation.micro_batch_sequences is None:
             sequences = self.train.micro_batch_sequences
             evaluation = self.evaluation.model_copy(update={"micro_batch_sequences": sequences})
@@ -113,13 +143,23 @@ class TrainConfig(Config):
                 f"train.micro_batch_sequences is {steps.micro_batch_sequences}, but a whole step has "
                 f"train.global_batch_sequences {steps.global_batch_sequences}; make it no larger"
             )
+        needs_others = self.stage == "embed" and (self.embed or EmbedConfig()).loss == "in_batch"
+        if needs_others and steps.global_batch_sequences < 2:
+            yield (
+                "train.global_batch_sequences is 1, but embed.loss 'in_batch' takes the other rows of a step as "
+                "negatives; make it larger, such as 64"
+            )
         if self.model.source is None and self.data.seq_len > self.model.max_positions:
             yield (
                 f"data.seq_len is {self.data.seq_len}, but model.max_positions only {self.model.max_positions}; "
                 "make rows shorter, or the model's positions more"
             )
         schedule = steps.schedule
-        if schedule.kind == "wsd" and schedule.warmup_steps + schedule.decay_steps > steps.max_steps:
+        if (
+            steps.max_steps
+            and schedule.kind == "wsd"
+            and schedule.warmup_steps + schedule.decay_steps > steps.max_steps
+        ):
             yield (
                 f"train.schedule: warmup_steps {schedule.warmup_steps} + decay_steps {schedule.decay_steps} exceed "
                 f"train.max_steps {steps.max_steps}; shorten them"
@@ -127,6 +167,8 @@ class TrainConfig(Config):
 
     def _tuning_faults(self) -> Iterator[str]:
         """What an adapter, a 4-bit base and instruction rows ask of the other parts."""
+        if self.new_rows is not None:
+            yield from self._new_row_faults(self.new_rows)
         if self.adapter is not None and self.model.source is None:
             yield (
                 "adapter: it tunes a model that exists, but model.from is not set; name the base there, or leave the "
@@ -147,12 +189,31 @@ class TrainConfig(Config):
             )
         if self.stage == "sft" and self.data.packing != "best_fit":
             yield f"data.packing: {self.data.packing!r} cuts rows, which stage 'sft' never does; set it to 'best_fit'"
+        is_causal = self.model.architecture in ("llama", "gpt_neox")
+        head = STAGES[self.stage].head
+        if self.model.source is None and is_causal != (head == "causal_lm") and head != "classifier":
+            yield (
+                f"model.architecture: stage {self.stage!r} trains a {head.replace('_', ' ')}, but "
+                f"{self.model.architecture} reads {'from left to right' if is_causal else 'both ways'}; set it to "
+                f"{'bert or roberta' if is_causal else 'llama or gpt_neox'}"
+            )
         kind = self.train.optimizer.kind
         if kind != "adamw" and self.engine.offload_optimizer:
             yield (
                 f"train.optimizer.kind: {kind} keeps its state on the GPU (paged: moved by the driver), but "
                 "engine.offload_optimizer moves it to the host; choose one of them"
             )
+
+    def _new_row_faults(self, new_rows: NewRowsConfig) -> Iterator[str]:
+        """What rows for new tokens ask of the other parts."""
+        steps = self.train
+        if self.model.source is None:
+            yield "new_rows: a new model has a row for every token; name the model to extend in model.from"
+        if new_rows.phases and steps.max_steps is None:
+            yield "new_rows.phases: count steps, but the run's length is train.num_epochs; set train.max_steps"
+        elif steps.max_steps is not None:
+            has_adapter = self.adapter is not None
+            yield from new_rows.faults(max_steps=steps.max_steps, schedule=steps.schedule, has_adapter=has_adapter)
 
 
 # Keys that describe a new model; an existing one brings its own.
@@ -189,9 +250,23 @@ def unread_keys(config: TrainConfig) -> list[str]:
         lines += _set_keys("train.schedule", schedule, ("decay_steps",), reason=reason)
     if not config.policy.refuse_spikes:
         lines += _set_keys("policy", config.policy, _SPIKES, reason="policy.refuse_spikes is false")
+    for name in STAGE_CONFIGS:
+        if config.stage != name and getattr(config, name) is not None:
+            lines.append(f"{name}: is not read: stage is {config.stage!r}")
+    if config.stage == "embed" and config.embed is not None:
+        reason = f"embed.loss is {config.embed.loss!r}"
+        unread = tuple(key for loss, key in LOSS_KEYS.items() if loss != config.embed.loss)
+        lines += _set_keys("embed", config.embed, unread, reason=reason)
+    if STAGES[config.stage].rows != "examples":
+        reason = f"stage {config.stage!r} packs its rows"
+        lines += _set_keys("data", config.data, ("group_by_length",), reason=reason)
+    else:
+        reason = f"stage {config.stage!r} pads its examples"
+        lines += _set_keys("data", config.data, ("packing",), reason=reason)
     if config.stage != "sft":
         reason = f"stage {config.stage!r} has no questions and answers"
-        lines += _set_keys("data", config.data, ("too_long",), reason=reason)
+        if STAGES[config.stage].rows != "examples":
+            lines += _set_keys("data", config.data, ("too_long",), reason=reason)
         lines += _set_keys("evaluation", config.evaluation, ("answers",), reason=reason)
         lines += _set_keys("gate", config.gate, ("min_target_share", "max_target_share"), reason=reason)
     return lines

@@ -25,6 +25,7 @@ from trainer.saved import (
     usual_dtype,
     vocabulary_of,
 )
+from trainer.saved_head import head_of_saved
 
 if TYPE_CHECKING:
     from data_pipeline.templates import Message, Template
@@ -157,8 +158,12 @@ def choose_template(saved: Saved, template: str | None) -> Template | None:
     """The template that `open_speaker` speaks through; None goes on with texts.
 
     Raises:
-        RunError: it was tuned with no template, and none is given.
+        RunError: it was tuned with no template, and none is given; or it writes no text.
     """
+    if (head := head_of_saved(saved)) != "causal_lm":
+        raise RunError(
+            f"{saved.path}: a {head.replace('_', ' ')} writes no text; ask it by `dure predict` or `dure evaluate`"
+        )
     chosen = None if template == NO_TEMPLATE else open_template(saved, name=template)
     if chosen is None and template != NO_TEMPLATE:
         raise RunError(

@@ -1,7 +1,7 @@
 """`python -m trainer.debug [--profile] CONFIG [key.sub=value ...]`: what `dure train CONFIG --debug` starts.
 
 The story of a try, top to bottom: what was changed, the first batch, the gate, a few steps with everything watched, an
-evaluation and a save, one document learnt by heart, a trace where asked for, and a table of what was found.
+evaluation and a save, a batch learnt by heart, a trace where asked for, and a table of what was found.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.errors import RunError
 from trainer.stop_flag import StopFlag, die_with_parent, outlive_terminal
 
 if TYPE_CHECKING:
-    from data_pipeline.stream.batch import Batch
+    from data_pipeline.stream.stream import AnyBatch
     from trainer.config import TrainConfig
     from trainer.debug_checks import LookingPolicy
     from trainer.gate_checks import Check
@@ -160,7 +160,7 @@ def _try(
             result["losses"] = policy.losses
             if not finished:
                 return ExitRecord(code=STOPPED, reason=stop.signal_name, step=run.progress.step)
-            checks.append(_learn_one_document(run, batches, result))
+            checks.append(_learn_one_batch(run, batches, result))
         finally:
             watch.close()
     if profile:
@@ -172,7 +172,8 @@ def _try(
 def _set_up(config: TrainConfig, ranks: Ranks, folder: RunFolder) -> Run:
     from trainer.base import pin_base
     from trainer.debug_base import with_small_base
-    from trainer.setup import check_stage, set_up
+    from trainer.setup import set_up
+    from trainer.sources import check_stage
 
     check_stage(config.stage, Path(config.data.shards))
     if config.debug.shrink and config.model.source is not None:
@@ -190,14 +191,18 @@ def _set_up(config: TrainConfig, ranks: Ranks, folder: RunFolder) -> Run:
     return run
 
 
-def _show(run: Run, batch: Batch) -> None:
+def _show(run: Run, batch: AnyBatch) -> None:
     from trainer.debug_batch import open_tokenizer, show_batch
+    from trainer.stages import STAGES
 
     shards = run.stream.rows.shards
+    (prepared,) = run.objective.prepare([batch], is_training=True)
     text = show_batch(
-        batch,
+        prepared,
         open_tokenizer(shards.folder),
         num_rows=run.config.debug.num_shown,
+        labels=shards.labels,
+        is_masked=STAGES[run.config.stage].rows == "framed",
         eos_id=shards.eos_id,
         pad_id=run.vocabulary.pad_id,
         colour=_has_colour(),
@@ -245,11 +250,11 @@ def _steps(run: Run, folder: RunFolder, *, stop: StopFlag) -> tuple[bool, Lookin
     )
 
 
-def _learn_one_document(run: Run, batches: Sequence[Batch], result: dict[str, Any]) -> Check:
-    from trainer.debug_checks import check_overfit, one_document, overfit
+def _learn_one_batch(run: Run, batches: Sequence[AnyBatch], result: dict[str, Any]) -> Check:
+    from trainer.debug_checks import check_overfit, one_batch, overfit
 
-    print("one document of the first batch, again and again …\n", flush=True)
-    learnt = overfit(run, one_document(batches[0], max_tokens=run.config.debug.overfit_tokens))
+    print("a part of the first batch, again and again …\n", flush=True)
+    learnt = overfit(run, one_batch(batches[0], max_tokens=run.config.debug.overfit_tokens))
     result["overfit"] = {"losses": learnt.losses, "limit": learnt.limit, "entropy": learnt.entropy}
     return check_overfit(learnt)
 

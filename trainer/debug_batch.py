@@ -7,7 +7,7 @@ Shapes: B rows of T inputs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ import numpy as np
 from data_pipeline.shards.format import TOKENIZER_FOLDER, tokenizer_folder
 from data_pipeline.shards.inspect import LINE_END, RESET, TARGET, TARGET_EOS
 from data_pipeline.stream.batch import NO_TARGET, Batch
+from data_pipeline.stream.examples import ExampleBatch
+from data_pipeline.stream.stream import AnyBatch
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -36,9 +38,22 @@ def open_tokenizer(shards: Path) -> Tokenizer | None:
 
 
 def show_batch(
-    batch: Batch, tokenizer: Tokenizer | None, *, num_rows: int, eos_id: int, pad_id: int, colour: bool
+    batch: AnyBatch,
+    tokenizer: Tokenizer | None,
+    *,
+    num_rows: int,
+    eos_id: int,
+    pad_id: int,
+    colour: bool,
+    labels: Sequence[str] = (),
+    is_masked: bool = False,
 ) -> str:
-    """Up to `num_rows` rows of the batch; as ids without a tokenizer."""
+    """Up to `num_rows` rows of the batch; as ids without a tokenizer. `labels`: names of the classes of examples.
+
+    `is_masked`: labels stand in the place of their inputs; the text is shown as it was, its hidden places as targets.
+    """
+    if isinstance(batch, ExampleBatch):
+        return _show_examples(batch, tokenizer, num_rows=num_rows, labels=labels, colour=colour)
     legend = f"{TARGET}targets{RESET}, {TARGET_EOS}their EOS{RESET}" if colour else "targets stand in ⟦ ⟧"
     share = batch.num_targets / max(1, batch.labels.size)
     lines = [
@@ -46,12 +61,42 @@ def show_batch(
         f"({share:.1%}); {legend}, the rest is read only"
     ]
     for row in range(min(num_rows, len(batch.labels))):
-        lines += _row(batch, row, tokenizer, eos_id=eos_id, pad_id=pad_id, colour=colour)
+        lines += _row(batch, row, tokenizer, eos_id=eos_id, pad_id=pad_id, colour=colour, is_masked=is_masked)
+    return "\n".join(lines)
+
+
+def _show_examples(
+    batch: ExampleBatch, tokenizer: Tokenizer | None, *, num_rows: int, labels: Sequence[str], colour: bool
+) -> str:
+    """The sequences of the first examples, each with its class or score."""
+    num_padding = batch.input_ids.size - int(batch.lengths.sum())
+    lines = [
+        f"the first batch: {len(batch.row_ids)} examples of {batch.num_sequences} sequence(s), the longest "
+        f"{int(batch.lengths.max()):,} ids; {num_padding:,} of {batch.input_ids.size:,} places are padding"
+    ]
+    for number in range(min(num_rows, len(batch.row_ids))):
+        value = float(batch.values[number])
+        told = "no score" if np.isnan(value) else labels[int(value)] if labels else f"{value:g}"
+        shown = f"{TARGET}{told}{RESET}" if colour else f"⟦{told}⟧"
+        lines.append(f"example {int(batch.row_ids[number]):,} of all: {shown}")
+        for place in range(batch.num_sequences):
+            row = number * batch.num_sequences + place
+            ids = batch.input_ids[row, : batch.lengths[row]].tolist()
+            cut = ids if len(ids) <= HEAD_IDS + TAIL_IDS else [*ids[:HEAD_IDS], *ids[-TAIL_IDS:]]
+            left_out = f" ({len(ids) - len(cut):,} ids left out)" if len(cut) < len(ids) else ""
+            lines.append(f"    {_decoded(cut, tokenizer)}{left_out}".replace("\n", LINE_END))
     return "\n".join(lines)
 
 
 def _row(
-    batch: Batch, row: int, tokenizer: Tokenizer | None, *, eos_id: int, pad_id: int, colour: bool
+    batch: Batch,
+    row: int,
+    tokenizer: Tokenizer | None,
+    *,
+    eos_id: int,
+    pad_id: int,
+    colour: bool,
+    is_masked: bool,
 ) -> Iterator[str]:
     inputs, labels, positions = batch.input_ids[row], batch.labels[row], batch.position_ids[row]
     firsts = np.flatnonzero(positions == 0).tolist()
@@ -71,7 +116,7 @@ def _row(
             yield f"  … and {len(segments) - len(padding) - shown} documents more"
             return
         shown += 1
-        yield from _document(inputs, labels, first, end, tokenizer, eos_id=eos_id, colour=colour)
+        yield from _document(inputs, labels, first, end, tokenizer, eos_id=eos_id, colour=colour, is_masked=is_masked)
 
 
 def _is_padding(inputs: np.ndarray, labels: np.ndarray, pad_id: int) -> bool:
@@ -87,13 +132,17 @@ def _document(
     *,
     eos_id: int,
     colour: bool,
+    is_masked: bool,
 ) -> Iterator[str]:
     of_segment = labels[first:end]
     is_target = of_segment != NO_TARGET
-    # The last label is no input of its own.
-    last = [int(of_segment[-1])] if is_target[-1] else []
-    ids = [*inputs[first:end].tolist(), *last]
-    marks = [False, *is_target.tolist()][: len(ids)]
+    if is_masked:
+        ids, marks = np.where(is_target, of_segment, inputs[first:end]).tolist(), is_target.tolist()
+    else:
+        # The last label is no input of its own.
+        last = [int(of_segment[-1])] if is_target[-1] else []
+        ids = [*inputs[first:end].tolist(), *last]
+        marks = [False, *is_target.tolist()][: len(ids)]
     yield f"  [{first:5} – {end - 1:5}] {int(is_target.sum()):,} targets of {end - first:,}"
     pieces = [(ids, marks)]
     if len(ids) > HEAD_IDS + TAIL_IDS + 20:

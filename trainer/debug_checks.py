@@ -18,6 +18,8 @@ import torch
 from torch import nn
 
 from data_pipeline.stream.batch import NO_TARGET, Batch
+from data_pipeline.stream.examples import ExampleBatch
+from data_pipeline.stream.stream import AnyBatch
 from trainer.errors import TrainingStopped
 from trainer.gate_checks import Check
 from trainer.resilience import StepPolicy, StepPolicyConfig, Verdict
@@ -196,7 +198,7 @@ class Moves:
         )
 
 
-def check_repeatable(run: Run, batch: Batch) -> Check:
+def check_repeatable(run: Run, batch: AnyBatch) -> Check:
     """Two backward passes over one batch give the same gradient to the bit."""
     first, second = (_gradients(run, batch) for _ in range(2))
     other = [name for name in first if not torch.equal(first[name], second[name])]
@@ -210,10 +212,12 @@ def check_repeatable(run: Run, batch: Batch) -> Check:
     )
 
 
-def _gradients(run: Run, batch: Batch) -> dict[str, torch.Tensor]:
+def _gradients(run: Run, batch: AnyBatch) -> dict[str, torch.Tensor]:
     seed_step(run.config.seed, step=0, rank=0)
+    (prepared,) = run.objective.prepare([batch], is_training=True)
+    run.objective.begin_step(run.engine.module, [prepared])
     run.engine.begin_micro_batch(last=True)
-    run.engine.backward(run.objective(run.engine.module, batch) / max(1, batch.num_targets))
+    run.engine.backward(run.objective(run.engine.module, prepared) / max(1, prepared.num_targets))
     found = {
         name: parameter.grad.clone()
         for name, parameter in run.engine.model.named_parameters()
@@ -225,7 +229,7 @@ def _gradients(run: Run, batch: Batch) -> dict[str, torch.Tensor]:
 
 @dataclass
 class Overfit:
-    """The losses of one document that was trained on again and again. `limit`: below it, it is learnt; `lr`: the last
+    """The losses of one batch that was trained on again and again. `limit`: below it, it is learnt; `lr`: the last
     rate, the highest."""
 
     limit: float
@@ -239,32 +243,49 @@ class Overfit:
         return bool(self.losses) and self.losses[-1] < self.limit
 
 
-def one_document(batch: Batch, *, max_tokens: int) -> Batch:
-    """The document of the batch with the most targets, alone: at most its last `max_tokens` inputs with a target.
+def one_batch(batch: AnyBatch, *, max_tokens: int) -> AnyBatch:
+    """What of a micro-batch is small enough to be learnt by heart: its packing and its padding as they are.
 
-    One row of T <= `max_tokens` inputs, whose positions start at 0.
+    Of packed rows the window of at most `max_tokens` inputs with the most targets, cut out of the row that holds it; a
+    document that it begins within starts there at position 0. Of examples the first ones, `max_tokens` ids in all.
     """
-    best, most = (0, 0, 1), -1
-    for row, positions in enumerate(batch.position_ids):
-        firsts = np.flatnonzero(positions == 0).tolist()
-        for first, end in zip(firsts, [*firsts[1:], len(positions)], strict=True):
-            if (count := int((batch.labels[row, first:end] != NO_TARGET).sum())) > most:
-                best, most = (row, first, end), count
-    row, first, end = best
-    targets = first + np.flatnonzero(batch.labels[row, first:end] != NO_TARGET)
-    end = int(targets[-1]) + 1 if len(targets) else end
-    cut = (slice(row, row + 1), slice(max(first, end - max_tokens), end))
-    labels = batch.labels[cut]
+    if isinstance(batch, ExampleBatch):
+        return _first_examples(batch, max_tokens=max_tokens)
+    width = min(max_tokens, batch.labels.shape[1])
+    sums = np.pad(np.cumsum(batch.labels != NO_TARGET, axis=1), ((0, 0), (1, 0)))
+    within = sums[:, width:] - sums[:, : sums.shape[1] - width]
+    row, first = divmod(int(np.argmax(within)), within.shape[1])
+    cut = (slice(row, row + 1), slice(first, first + width))
+    labels, positions = batch.labels[cut], batch.position_ids[cut].copy()
+    starts = np.flatnonzero(positions[0] == 0)
+    border = int(starts[0]) if len(starts) else width
+    positions[0, :border] = np.arange(border)
     return Batch(
         input_ids=batch.input_ids[cut],
         labels=labels,
-        position_ids=np.arange(labels.shape[1], dtype=batch.position_ids.dtype)[None],
+        position_ids=positions,
         row_ids=batch.row_ids[row : row + 1],
         num_targets=int((labels != NO_TARGET).sum()),
+        epochs=None if batch.epochs is None else batch.epochs[row : row + 1],
     )
 
 
-def overfit(run: Run, batch: Batch) -> Overfit:
+def _first_examples(batch: ExampleBatch, *, max_tokens: int) -> ExampleBatch:
+    num_sequences = batch.num_sequences
+    lengths = batch.lengths.reshape(-1, num_sequences).sum(axis=1)
+    count = max(2, int((np.cumsum(lengths) <= max_tokens).sum()))
+    rows = slice(0, count * num_sequences)
+    kept = batch.lengths[rows]
+    return ExampleBatch(
+        input_ids=batch.input_ids[rows, : int(kept.max())],
+        lengths=kept,
+        values=batch.values[:count],
+        row_ids=batch.row_ids[:count],
+        num_targets=len(batch.row_ids[:count]),
+    )
+
+
+def overfit(run: Run, batch: AnyBatch) -> Overfit:
     """Train on `batch` alone until its loss is below the limit, or `debug.overfit_steps` updates are done.
 
     The limit is a share of the first loss or of the entropy of its own target frequencies, whichever is less: a model
@@ -279,8 +300,9 @@ def overfit(run: Run, batch: Batch) -> Overfit:
         seed=run.config.seed,
         stop_requested=lambda: False,
     )
-    entropy = _entropy(batch.labels[batch.labels != NO_TARGET])
-    result = Overfit(limit=float("inf"), entropy=entropy, num_targets=batch.num_targets)
+    (prepared,) = run.objective.prepare([batch], is_training=True)
+    entropy = _entropy(_targets(prepared))
+    result = Overfit(limit=float("inf"), entropy=entropy, num_targets=prepared.num_targets)
     for number in range(debug.overfit_steps):
         # From a tenth up to the whole: somewhere on the way is the rate that suits a model of this size.
         lr = debug.overfit_lr * 10 ** (number / (debug.overfit_steps - 1) - 1)
@@ -294,19 +316,28 @@ def overfit(run: Run, batch: Batch) -> Overfit:
     return result
 
 
+def _targets(batch: AnyBatch) -> np.ndarray:
+    """What is asked for: ids, class numbers, or nothing that could be guessed by how often it stands there."""
+    if isinstance(batch, Batch):
+        return batch.labels[batch.labels != NO_TARGET]
+    return batch.values[np.isfinite(batch.values)]
+
+
 def _entropy(targets: np.ndarray) -> float:
-    """Nats a target, of guessing each by how often it stands there."""
+    """Nats a target, of guessing each by how often it stands there; 0 for none."""
+    if not len(targets):
+        return 0.0
     counts = np.unique(targets, return_counts=True)[1]
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 
 
 def check_overfit(result: Overfit) -> Check:
-    """The loss of the one document fell as far as it must."""
+    """The loss of the one batch fell as far as it must."""
     first, last = result.losses[0], result.losses[-1]
     updates = f"{len(result.losses)} updates at up to {result.lr:.1e}"
     return Check(
-        name="one document can be learnt",
+        name="one batch can be learnt",
         value=f"loss {first:.3f} → {last:.3f} in {updates}  {sparkline(result.losses)}",
         limit=f"below {result.limit:.3f}",
         is_ok=result.is_learnt,
@@ -372,7 +403,7 @@ def _forward_line(messages: Sequence[str]) -> str:
     return "a part of the forward pass that torch does not name"
 
 
-def first_batches(run: Run) -> list[Batch]:
+def first_batches(run: Run) -> list[AnyBatch]:
     """The micro-batches of the first step; the stream stays where it is."""
     stream = copy.copy(run.stream)
     return stream.batches(dp_rank=0, dp_world_size=1, micro_batch_sequences=run.config.train.micro_batch_sequences)

@@ -14,6 +14,7 @@ from pydantic import Field
 from data_pipeline import disk
 from data_pipeline.config import Config, Tree, to_tree, validate
 from trainer.errors import RunError
+from trainer.new_rows_config import short_phases
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
@@ -22,6 +23,8 @@ DEBUG_SUFFIX = "-debug"
 RESULT_NAME = "debug.json"
 # A base with random weights guesses: ln V is above any limit that real weights must keep.
 ANY_LOSS = 1e6
+# Of a step in which they are each other's negatives; a micro-batch is half of it.
+IN_BATCH_ROWS = 8
 
 
 class DebugConfig(Config):
@@ -36,7 +39,7 @@ class DebugConfig(Config):
     num_layers: int = Field(default=2, ge=1)
     num_heads: int = Field(default=2, ge=1)
     overfit_steps: int = Field(default=150, ge=2)
-    """The most updates on one document. Its loss must fall below `overfit_share` of the first, and of what guessing
+    """The most updates on one batch. Its loss must fall below `overfit_share` of the first, and of what guessing
     by its own token frequencies gives."""
     overfit_tokens: int = Field(default=256, ge=8)
     """A longer document is cut to so many."""
@@ -76,6 +79,9 @@ def as_debug(config: TrainConfig, *, on_cpu: bool = False) -> TrainConfig:
         if config.model.quantization is not None:
             tree["model"]["quantization"]["compute_dtype"] = "fp32"
     steps = tree["train"]["max_steps"]
+    if config.new_rows is not None:
+        phases = short_phases(config.new_rows.phases, steps=steps, schedule=config.train.schedule)
+        tree["new_rows"]["phases"] = [to_tree(phase) for phase in phases]
     tree["checkpoint"] = {"every_steps": steps, "keep_last": 1, "keep_best": False}
     tree["policy"] |= {"refuse_spikes": False}
     tree["logging"] |= {"every_steps": 1, "tensorboard": False, "progress_bar": False}
@@ -86,15 +92,19 @@ def as_debug(config: TrainConfig, *, on_cpu: bool = False) -> TrainConfig:
 def _steps(config: TrainConfig) -> Tree:
     """Few and small steps, in which the schedule still reaches its peak."""
     debug, real = config.debug, config.train
-    steps = min(debug.max_steps, real.max_steps)
-    rows = min(debug.global_batch_sequences, real.global_batch_sequences)
+    steps = min(debug.max_steps, real.max_steps or debug.max_steps)
+    # Where the rows of a step are each other's negatives, one alone has no loss.
+    least = IN_BATCH_ROWS if config.embed is not None and config.embed.loss == "in_batch" else 1
+    rows = min(max(debug.global_batch_sequences, least), real.global_batch_sequences)
+    micro = max(debug.micro_batch_sequences, least // 2)
     schedule = to_tree(real.schedule)
     schedule["warmup_steps"] = min(real.schedule.warmup_steps, steps // 4)
     schedule["decay_steps"] = min(real.schedule.decay_steps, steps // 4)
     return {
         "max_steps": steps,
+        "num_epochs": None,
         "global_batch_sequences": rows,
-        "micro_batch_sequences": min(debug.micro_batch_sequences, real.micro_batch_sequences, rows),
+        "micro_batch_sequences": min(micro, real.micro_batch_sequences, rows),
         "schedule": schedule,
     }
 
@@ -122,6 +132,7 @@ def _shorten_evaluation(tree: Tree, config: TrainConfig, *, steps: int) -> None:
     real, rows = config.evaluation, tree["train"]["micro_batch_sequences"]
     tree["evaluation"] |= {
         "every_steps": steps,
+        "every_epoch": False,
         "at_start": False,
         "max_documents": min(real.max_documents, config.debug.max_documents),
         "micro_batch_sequences": rows,

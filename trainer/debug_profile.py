@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from data_pipeline.stream.batch import Batch
+from data_pipeline.stream.stream import AnyBatch
 from trainer.engine import Engine
+from trainer.objectives.objective import Objective, Outcome
 from trainer.resilience import StepPolicy
 from trainer.setup import Run
 from trainer.step import Updater
@@ -33,7 +35,7 @@ def profile_steps(run: Run, trace: Path) -> str:
         activities.append(ProfilerActivity.CUDA)
     updater = Updater(
         engine=_Named(run.engine, run.ranks.device),
-        objective=lambda model, batch: _phase("forward", run.ranks.device, lambda: run.objective(model, batch)),
+        objective=_NamedForward(run.objective, run.ranks.device),
         policy=StepPolicy(run.config.policy),
         ranks=run.ranks,
         seed=run.config.seed,
@@ -47,6 +49,26 @@ def profile_steps(run: Run, trace: Path) -> str:
         seconds = time.perf_counter() - started
     recorded.export_chrome_trace(str(trace))
     return _table(recorded, run=run, seconds=seconds, trace=trace)
+
+
+class _NamedForward(Objective):
+    """The objective with its forward pass named in the trace."""
+
+    def __init__(self, objective: Objective, device: torch.device) -> None:
+        self._objective, self._device = objective, device
+        self.sum_names = objective.sum_names
+
+    def prepare(self, batches: Sequence[AnyBatch], *, is_training: bool) -> list[AnyBatch]:
+        return self._objective.prepare(batches, is_training=is_training)
+
+    def weight(self, batch: AnyBatch) -> float:
+        return self._objective.weight(batch)
+
+    def begin_step(self, module: nn.Module, batches: Sequence[AnyBatch]) -> None:
+        _phase("forward", self._device, lambda: self._objective.begin_step(module, batches))
+
+    def outcome(self, module: nn.Module, batch: AnyBatch) -> Outcome:
+        return _phase("forward", self._device, lambda: self._objective.outcome(module, batch))
 
 
 def _phase(name: str, device: torch.device, action: Callable[[], T]) -> T:
@@ -63,7 +85,7 @@ class _Named:
 
     def __init__(self, engine: Engine, device: torch.device) -> None:
         self._engine, self._device = engine, device
-        self.module, self.model = engine.module, engine.model
+        self.module, self.model, self.optimizer = engine.module, engine.model, engine.optimizer
         self.begin_micro_batch, self.discard = engine.begin_micro_batch, engine.discard
         self.save, self.load = engine.save, engine.load
 
@@ -78,7 +100,7 @@ class _Named:
 
 
 def _step(run: Run, updater: Updater) -> None:
-    def read() -> list[Batch]:
+    def read() -> list[AnyBatch]:
         rows = run.config.train.micro_batch_sequences
         return run.stream.batches(dp_rank=0, dp_world_size=1, micro_batch_sequences=rows)
 

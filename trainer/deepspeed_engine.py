@@ -49,6 +49,10 @@ class DeepSpeedEngine:
         if config.model.quantization is not None and config.engine.zero_stage == 3:
             _shard_packed(self._zero, self.model, ranks)
 
+    @property
+    def optimizer(self) -> Any:
+        return self._zero.optimizer
+
     def begin_micro_batch(self, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
 

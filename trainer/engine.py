@@ -31,6 +31,10 @@ class Engine(Protocol):
     module: nn.Module
     model: nn.Module
 
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer itself, under whatever shards it."""
+
     def begin_micro_batch(self, *, last: bool) -> None:
         """Called before each forward pass; gradients are exchanged after the backward pass of the last one."""
 
@@ -73,6 +77,10 @@ class PlainEngine:
         self._optimizer = make_optimizer(self.model, config.train.optimizer, device=ranks.device)
         self.module = _Autocast(self._prepare(self.model), device=ranks.device, enabled=self._autocast)
         self._total_norm: torch.Tensor | None = None
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer
 
     def _prepare(self, model: nn.Module) -> nn.Module:
         if self._ranks.world_size == 1:

@@ -1,42 +1,58 @@
-"""Loss and bits per byte of a model over whole held-out documents.
-
-bits per byte = sum of -ln p over all targets, EOS included / (ln 2 * bytes of the documents' NFC text): the measure
-of Gao et al. 2020, "The Pile", section 3.1, comparable between tokenizers.
-"""
+"""The loss of a model over held-out rows, each scored once, with what its objective's scorer tells beside it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from data_pipeline.stream.evaluation import EvaluationSet
+from data_pipeline.shards.format import RecordKind
+from data_pipeline.stream.stream import AnyBatch
+from trainer.objectives.objective import Objective
 from trainer.ranks import Ranks
-from trainer.step import Objective
+
+
+class HeldOut(Protocol):
+    """Rows of one split for evaluation, the same on every rank.
+
+    `num_documents` and `num_bytes` count what is scored, `num_documents_too_long` what was left out.
+    """
+
+    num_documents: int
+    num_bytes: int
+    num_documents_too_long: int
+
+    @property
+    def record(self) -> RecordKind: ...
+
+    def pad_with(self, pad_id: int) -> None:
+        """Fill what is no text with `pad_id` from now on."""
+
+    def batches(self, *, dp_rank: int, dp_world_size: int, micro_batch_sequences: int) -> Iterator[AnyBatch]:
+        """This rank's batches; every rank gets the same number of them."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures over `num_documents` whole documents; `loss` is nats a target."""
+    """Figures over `num_documents` documents, rows or examples; `loss` is nats a target."""
 
     loss: float
-    bits_per_byte: float
     num_documents: int
     num_targets: int
-    num_bytes: int
+    figures: Mapping[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        counts = {"num_documents": self.num_documents, "num_targets": self.num_targets}
+        return {"loss": self.loss, **self.figures, **counts}
 
 
 @torch.no_grad()
 def evaluate(
     module: nn.Module,
-    documents: EvaluationSet,
+    heldout: HeldOut,
     *,
     objective: Objective,
     ranks: Ranks,
@@ -44,33 +60,27 @@ def evaluate(
     stop_requested: Callable[[], bool] = lambda: False,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
-    """Score every document once, spread over the ranks; None if a rank was asked to stop meanwhile (law 12)."""
+    """Score every row once, spread over the ranks; None if a rank was asked to stop meanwhile (law 12)."""
     was_training = module.training
     module.eval()
-    nll_sum = torch.zeros((), dtype=torch.float64, device=ranks.device)
-    targets = 0
-    batches = documents.batches(
+    scorer = objective.scorer(num_bytes=heldout.num_bytes)
+    sums = torch.zeros(3, dtype=torch.float64)  # of losses, weights and targets
+    batches = heldout.batches(
         dp_rank=ranks.rank, dp_world_size=ranks.world_size, micro_batch_sequences=micro_batch_sequences
     )
     try:
         for batch in batches:
-            nll_sum += objective(module, batch).double()
-            targets += batch.num_targets
+            (prepared,) = objective.prepare([batch], is_training=False)
+            objective.begin_step(module, [prepared])
+            outcome = objective.outcome(module, prepared)
+            scorer.add(prepared, outcome)
+            sums += torch.tensor([float(outcome.loss.double()), objective.weight(prepared), prepared.num_targets])
             on_batch()
             if ranks.any(stop_requested()):
                 return None
     finally:
         module.train(was_training)
-    total = ranks.all_sum(torch.tensor([float(nll_sum), float(targets)], dtype=torch.float64)).tolist()
-    return summarize(total[0], num_targets=int(total[1]), documents=documents)
-
-
-def summarize(nll: float, *, num_targets: int, documents: EvaluationSet) -> Evaluation:
-    """The figures of `nll` nats over the documents of a set."""
-    return Evaluation(
-        loss=nll / max(1, num_targets),
-        bits_per_byte=nll / (math.log(2) * max(1, documents.num_bytes)),
-        num_documents=documents.num_documents,
-        num_targets=num_targets,
-        num_bytes=documents.num_bytes,
-    )
+    loss_sum, weight, num_targets = ranks.all_sum(sums).tolist()
+    figures = scorer.figures(ranks, loss_sum=loss_sum, num_targets=num_targets)
+    loss = float(figures.pop("loss", loss_sum / (weight or 1.0)))
+    return Evaluation(loss, heldout.num_documents, int(num_targets), figures)

@@ -32,9 +32,16 @@ from trainer.base import restore_base
 from trainer.card import card
 from trainer.checkpoint_marker import read_marker
 from trainer.errors import RunError
+from trainer.export_embedding import write_sentence_form
 from trainer.export_facts import last_evaluation, tokenizer_figures, training_of
+from trainer.export_frame import frame_tokenizer
+from trainer.heads import auto_class, note_padding, positions_of, trained_whole
 from trainer.lineage import EXPORT_KIND, as_trees, base_of, base_path_of, data_of
+from trainer.model import tells_texts_apart
+from trainer.new_rows import plan_of
+from trainer.new_rows_export import peft_rows
 from trainer.output_lock import only_writer
+from trainer.pooling import vector_form
 from trainer.quiet import quiet_prints
 from trainer.run_environment import describe_environment
 from trainer.saved import (
@@ -57,6 +64,8 @@ from trainer.saved import (
     told_ends,
     vocabulary_of,
 )
+from trainer.saved_head import head_of_saved, saved_head
+from trainer.stages import Head
 
 KIND = EXPORT_KIND
 FORMAT_VERSION = 1
@@ -109,6 +118,7 @@ def export(saved: Saved, output: Path, options: ExportOptions) -> Manifest:
         restore_base(saved.path)
     with made_beside(output) as folder:
         template, encoder, base = open_template(saved), open_tokenizer(saved), base_of(saved, name=options.base_name)
+        told, form = saved_head(saved), vector_form(saved)
         facts: Facts = {
             "kind": KIND,
             "format_version": FORMAT_VERSION,
@@ -119,13 +129,19 @@ def export(saved: Saved, output: Path, options: ExportOptions) -> Manifest:
             "vocab_size": encoder.vocab_size,
             "tokenizer": tokenizer_figures(saved, fingerprint=encoder.fingerprint),
             "template": {"name": template.name, "sha256": template.sha256} if template else None,
+            **({} if told.head == "causal_lm" else {"stage": _stage_of(saved), **told.as_dict()}),
+            **({"vectors": asdict(form)} if form else {}),
             "base": asdict(base) if base else None,
             "data": as_trees(data_of(saved)),
         }
         facts |= _write_weights(saved, folder, facts, options)
-        write_tokenizer(tokenizer_folder(saved), folder, template=template, max_positions=facts["max_positions"])
-        told = card(facts, data=data_of(saved), base=base, figures=last_evaluation(saved), training=training_of(saved))
-        disk.write_bytes(folder / README_NAME, told.encode())
+        length = told.seq_len if form and told.seq_len else facts["max_positions"]
+        write_tokenizer(tokenizer_folder(saved), folder, template=template, max_positions=length)
+        has_types = facts.pop("has_token_types")
+        if told.frame is not None:
+            frame_tokenizer(folder, told.frame, eos_id=vocabulary_of(saved).eos_id, has_token_types=has_types)
+        text = card(facts, data=data_of(saved), base=base, figures=last_evaluation(saved), training=training_of(saved))
+        disk.write_bytes(folder / README_NAME, text.encode())
         environment = describe_environment()
         facts["commit"] = environment["commit"]
         facts["packages"] = {name: environment["packages"][name] for name in PACKAGES}
@@ -171,6 +187,11 @@ def made_beside(output: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def _stage_of(saved: Saved) -> str | None:
+    """What trained it last, where that is known."""
+    return saved.config.stage if saved.config is not None else read_json(saved.path / MANIFEST_NAME).get("stage")
 
 
 def _what(saved: Saved, *, merge: bool) -> What:
@@ -232,14 +253,27 @@ def _write_model(model: nn.Module, saved: Saved, folder: Path) -> Facts:
     _set_ends(model, saved)
     with quiet_prints():
         model.save_pretrained(folder, max_shard_size=MAX_FILE_SIZE)  # type: ignore[operator]
-    return {"max_positions": _positions(model)}
+    if (form := vector_form(saved)) is not None:
+        write_sentence_form(model, form, folder)
+    return _sizes(model)
+
+
+def _sizes(model: nn.Module) -> Facts:
+    """What of a model decides how its tokenizer is written."""
+    return {"max_positions": positions_of(model), "has_token_types": tells_texts_apart(model)}
 
 
 def _set_ends(model: nn.Module, saved: Saved) -> None:
-    """The ids that end and pad a text are those of its tokenizer, in both configs; greedy by default."""
+    """The ids that end and pad a text are those of its tokenizer, in both configs; greedy by default.
+
+    A model that writes no text has no end.
+    """
     from transformers import GenerationConfig
 
     vocabulary = vocabulary_of(saved).in_model(model)
+    if head_of_saved(saved) != "causal_lm":
+        note_padding(model, vocabulary.pad_id)
+        return
     # A chat model that is exported again may end in several ways.
     ends = [vocabulary.eos_id, *(end for end in told_ends(saved.path) if end != vocabulary.eos_id)]
     ids: dict[str, Any] = {
@@ -253,10 +287,6 @@ def _set_ends(model: nn.Module, saved: Saved) -> None:
     model.generation_config = GenerationConfig(**ids, bos_token_id=bos, do_sample=False)  # type: ignore[assignment]
 
 
-def _positions(model: nn.Module) -> int | None:
-    return getattr(model.config, "max_position_embeddings", None)
-
-
 def _write_adapter(saved: Saved, folder: Path, *, base_name: str | None) -> Facts:
     """The trained matrices under peft's names, in float32 as they were trained; peft finds the base by its path."""
     import safetensors.torch
@@ -268,19 +298,29 @@ def _write_adapter(saved: Saved, folder: Path, *, base_name: str | None) -> Fact
     assert found is not None, "an adapter has a base"
     config.base_model_name_or_path, config.revision = (base_name, None) if base_name not in (None, found[0]) else found
     config.inference_mode = True
-    config.target_modules = sorted(config.target_modules)
+    config.target_modules = sorted(set(config.target_modules) - set(config.exclude_modules or ()))
     # The base's embedding is frozen; "auto" would ask the hub whether its vocabulary grew.
     state = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    indices, rows = peft_rows(model)
+    config.trainable_token_indices = indices or None
+    whole = trained_whole(model) if head_of_saved(saved) == "classifier" else []
+    config.modules_to_save = whole or None
+    own = {f"{part}.{name}": it for part in whole for name, it in model.get_submodule(part).state_dict().items()}
+    state |= rows | own
     tensors = {PEFT_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     config.save_pretrained(str(folder))
     disk.write_bytes(folder / ADAPTER_WEIGHTS_NAME, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    if (form := vector_form(saved)) is not None:
+        write_sentence_form(model, form, folder)
     _set_ends(model, saved)
-    model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    if head_of_saved(saved) == "causal_lm":
+        model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     quantization = quantization_of(saved)
     return {
         "base_dtype": "bf16" if base_dtype(saved) == torch.bfloat16 else "fp32",
         "quantization": quantization.model_dump() if quantization else None,
-        "max_positions": _positions(model),
+        "new_rows": plan.as_dict() if (plan := plan_of(model)) else None,
+        **_sizes(model),
     }
 
 
@@ -298,7 +338,8 @@ def _write_merged(saved: Saved, folder: Path, *, dtype: torch.dtype, options: Ex
     facts = _write_model(merged.model.to(dtype), saved, folder)
     del merged
     merge.free_memory()
-    as_written = merge.measure_merge(expected, _logits_of_files(folder, rows, dtype=dtype))
+    files = _logits_of_files(folder, rows, dtype=dtype, head=head_of_saved(saved))
+    as_written = merge.measure_merge(expected, files)
     facts["merge"] = {
         "float32": measure.as_dict(),
         "as_written": as_written.as_dict(),
@@ -319,12 +360,10 @@ def _measuring_shards(saved: Saved, options: ExportOptions) -> Path:
     return shards
 
 
-def _logits_of_files(folder: Path, rows: merge.Rows, *, dtype: torch.dtype) -> list[torch.Tensor]:
-    from transformers import AutoModelForCausalLM
-
+def _logits_of_files(folder: Path, rows: merge.Rows, *, dtype: torch.dtype, head: Head) -> list[torch.Tensor]:
     device = torch.device("cuda" if torch.cuda.is_available() and dtype != torch.float32 else "cpu")
     with quiet_prints():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+        model = auto_class(head).from_pretrained(folder, dtype=dtype).to(device).eval()
     return merge.logits_of(model, rows, device=device)
 
 

@@ -15,6 +15,8 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.stream.batch import Batch
+from data_pipeline.stream.examples import ExampleBatch
 from trainer.errors import RunError
 from trainer.gate_checks import (
     Check,
@@ -26,9 +28,10 @@ from trainer.gate_checks import (
     model_rows,
 )
 from trainer.gate_rows import Seen, SpecialIds, look_at
+from trainer.stages import STAGES
 
 if TYPE_CHECKING:
-    from data_pipeline.stream.batch import Batch
+    from data_pipeline.stream.stream import AnyBatch
     from trainer.config import TrainConfig
     from trainer.ranks import Ranks
     from trainer.setup import Run
@@ -49,9 +52,9 @@ def run_gate(run: Run, ranks: Ranks) -> None:
         RunError: a line for each check that failed.
     """
     started = time.perf_counter()
-    seen, checks = _inspect(run)
+    rows, checks = _inspect(run)
     if ranks.is_main:
-        print(table(checks, title=_title(run, seen, seconds=time.perf_counter() - started)), flush=True)
+        print(table(checks, title=_title(run, rows, seconds=time.perf_counter() - started)), flush=True)
     faults = [
         f"gate: {check.name}: {check.value}, but it must be {check.limit}; {check.advice}"
         for check in checks
@@ -73,20 +76,20 @@ def table(checks: Sequence[Check], *, title: str) -> str:
     return "\n".join(lines)
 
 
-def _title(run: Run, seen: Seen, *, seconds: float) -> str:
-    padding = 100 * seen.num_padding / max(1, seen.num_inputs)
-    documents = "instructions" if run.config.stage == "sft" else "documents"
-    return (
-        f"gate: the first {run.config.gate.num_steps} steps: {seen.num_rows:,} rows of {run.config.data.seq_len:,} "
-        f"with {seen.num_documents:,} {documents}, {padding:.1f} % padding; {seconds:.1f} s"
-    )
+def _title(run: Run, rows: str, *, seconds: float) -> str:
+    return f"gate: the first {run.config.gate.num_steps} steps: {rows}; {seconds:.1f} s"
 
 
-def _inspect(run: Run) -> tuple[Seen, list[Check]]:
+def _inspect(run: Run) -> tuple[str, list[Check]]:
+    """What the title tells of the rows, and the checks."""
+    if STAGES[run.config.stage].rows != "packed":
+        return _inspect_encoder(run)
     config, ranks, shards = run.config, run.ranks, run.stream.rows.shards
     fingerprints, bos = ranks.on_main(lambda: _tokenizers(config, shards.tokenizer_fingerprint))
     ids = SpecialIds(eos=shards.eos_id, pad=run.vocabulary.pad_id, bos=frozenset(bos))
-    first, ours = ranks.together(lambda: _look_ahead(run, ids))
+    batches = ranks.together(lambda: _look_ahead(run))
+    first = batches[0]
+    ours = reduce(Seen.__add__, (look_at(batch, ids) for batch in batches if isinstance(batch, Batch)), Seen())
     seen = reduce(Seen.__add__, ranks.gather_objects(ours))
     eos_share = shards.num_documents / max(1, shards.num_pairs)
     limits = Limits(stage=config.stage, gate=config.gate, ids=ids, eos_share=eos_share)
@@ -99,29 +102,53 @@ def _inspect(run: Run) -> tuple[Seen, list[Check]]:
         checks.append(check_first_loss(loss, vocab_size=rows.head, is_new=is_new, gate=config.gate))
         if math.isfinite(loss):  # NaN moves nothing and everything
             checks.append(_check_apart(run, vocab_size=shards.vocab_size))
-    return seen, checks
+        checks += _check_old_tokens(run)
+    padding = 100 * seen.num_padding / max(1, seen.num_inputs)
+    documents = "instructions" if config.stage == "sft" else "documents"
+    told = f"{seen.num_rows:,} rows of {config.data.seq_len:,} with {seen.num_documents:,} {documents}"
+    return f"{told}, {padding:.1f} % padding", checks
 
 
-def _look_ahead(run: Run, ids: SpecialIds) -> tuple[Batch, Seen]:
-    """This rank's first micro-batch, and what its first steps hold; the run's own stream stays where it is."""
+def _inspect_encoder(run: Run) -> tuple[str, list[Check]]:
+    """The same for rows that no document's next token is asked of: masked ones, and examples."""
+    from trainer import gate_encoders
+
+    config, ranks, shards = run.config, run.ranks, run.stream.rows.shards
+    fingerprints, _ = ranks.on_main(lambda: _tokenizers(config, shards.tokenizer_fingerprint))
+    batches = run.objective.prepare(ranks.together(lambda: _look_ahead(run)), is_training=True)
+    seen = reduce(
+        gate_encoders.Seen.__add__, ranks.gather_objects(gate_encoders.look_at(batches, shards, run.vocabulary))
+    )
+    rows = model_rows(run.engine.model)
+    fitting = gate_encoders.check_rows(seen, config, shards, highest_row=rows.embedding)
+    checks = [*fitting, check_fingerprints(fingerprints, shards=config.data.shards)]
+    if all(check.is_ok for check in fitting):
+        loss = first_loss(run, batches[0])
+        checks.append(gate_encoders.check_loss(loss, config, shards))
+        if isinstance(batches[0], ExampleBatch):
+            checks.append(gate_encoders.check_padding(run, batches[0]))
+        elif math.isfinite(loss):
+            checks.append(_check_apart(run, vocab_size=shards.vocab_size))
+        checks += _check_old_tokens(run)
+    return seen.told, checks
+
+
+def _look_ahead(run: Run) -> list[AnyBatch]:
+    """This rank's micro-batches of the first steps; the run's own stream stays where it is."""
     stream = copy.copy(run.stream)
-    first: Batch | None = None
-    seen = Seen()
+    found: list[AnyBatch] = []
     for _ in range(run.config.gate.num_steps):
-        batches = stream.batches(
+        found += stream.batches(
             dp_rank=run.ranks.rank,
             dp_world_size=run.ranks.world_size,
             micro_batch_sequences=run.config.train.micro_batch_sequences,
         )
-        first = batches[0] if first is None else first
-        seen = reduce(Seen.__add__, (look_at(batch, ids) for batch in batches), seen)
         stream.advance()
-    assert first is not None, "num_steps is at least 1"
-    return first, seen
+    return found
 
 
-def first_loss(run: Run, batch: Batch) -> float:
-    """Mean nats a target over all ranks' batches, in evaluation mode; 0 where there is no target."""
+def first_loss(run: Run, batch: AnyBatch) -> float:
+    """Mean nats a target over all ranks' prepared batches, in evaluation mode; 0 where there is no target."""
     import torch
 
     module = run.engine.module
@@ -129,11 +156,12 @@ def first_loss(run: Run, batch: Batch) -> float:
     module.eval()
     try:
         with torch.no_grad():
+            run.objective.begin_step(module, [batch])
             ours = float(run.objective(module, batch).double())
     finally:
         module.train(was_training)
-    total = run.ranks.all_sum(torch.tensor([ours, float(batch.num_targets)], dtype=torch.float64)).tolist()
-    return total[0] / max(1.0, total[1])
+    total = run.ranks.all_sum(torch.tensor([ours, run.objective.weight(batch)], dtype=torch.float64)).tolist()
+    return total[0] / (total[1] or 1.0)
 
 
 def _check_apart(run: Run, *, vocab_size: int) -> Check:
@@ -156,9 +184,28 @@ def _check_apart(run: Run, *, vocab_size: int) -> Check:
     )
 
 
+def _check_old_tokens(run: Run) -> list[Check]:
+    """Law 11 on the real model and kernel, where it has new rows; every rank runs it."""
+    if run.new_rows is None:
+        return []
+    from trainer.new_rows_setup import prove
+
+    proof = prove(run)
+    return [
+        Check(
+            name="old tokens undisturbed",
+            value=str(proof),
+            limit="no logit moved by a bit",
+            is_ok=all(run.ranks.gather_objects(proof.num_moved == 0)),
+            advice="the new rows change what the model says of old texts; this is a fault of its head: report it",
+        )
+    ]
+
+
 def _tokenizers(config: TrainConfig, of_shards: str) -> tuple[dict[str, str | None], list[int]]:
     """Fingerprints by place, and the ids that are a BOS; read by rank 0 only."""
     from data_pipeline.shards.format import TOKENIZER_FOLDER
+    from data_pipeline.tokenizer.extend_descent import new_tokens
     from data_pipeline.tokenizer.fingerprint import TOKENIZER_FILE, tokenizer_fingerprint
     from trainer.base import model_tokenizer
 
@@ -168,6 +215,9 @@ def _tokenizers(config: TrainConfig, of_shards: str) -> tuple[dict[str, str | No
     if config.model.source is not None:
         file = model_tokenizer(config.model)
         found["model"] = None if file is None else tokenizer_fingerprint(file)
+        if config.new_rows is not None and file is not None and new_tokens(file, companion):
+            found["model with its new tokens"] = tokenizer_fingerprint(companion)
+            del found["model"]
     return found, sorted(bos_ids(companion)) if is_there else []
 
 

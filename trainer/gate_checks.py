@@ -144,7 +144,7 @@ def _check_share(seen: Seen, limits: Limits) -> Check:
 
 @dataclass(frozen=True)
 class ModelRows:
-    """How many ids a model can read (rows of its embedding) and say (rows of its head)."""
+    """How many ids a model can read (rows of its embedding) and say (rows of its head, where it has one)."""
 
     embedding: int
     head: int
@@ -153,7 +153,8 @@ class ModelRows:
 def model_rows(model: Any) -> ModelRows:
     """By the modules' logical sizes: a 4-bit or ZeRO-3 weight has another shape."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    return ModelRows(embedding=int(embedding.num_embeddings), head=int(head.out_features))
+    num_read = int(embedding.num_embeddings)
+    return ModelRows(embedding=num_read, head=num_read if head is None else int(head.out_features))
 
 
 def check_vocabulary(seen: Seen, rows: ModelRows, *, size: int, ids: SpecialIds) -> list[Check]:

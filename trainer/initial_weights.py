@@ -7,7 +7,7 @@ architecture; transformers' own rule for each module says what its weights are d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,19 +15,23 @@ import torch
 from torch import nn
 
 from trainer.errors import RunError
+from trainer.heads import auto_class, head_options
+from trainer.stages import Head
 
 # transformers draws nothing into a tensor that bears it.
 _MARK = "_is_hf_initialized"
 
 
-def new_model(described: Any, *, kernel: str, seed: int) -> nn.Module:
-    """The causal LM of a transformers config, in float32, or in slices where `loading_in_slices` says so."""
-    from transformers import AutoModelForCausalLM
+def new_model(
+    described: Any, *, kernel: str, seed: int, head: Head = "causal_lm", labels: Sequence[str] = ()
+) -> nn.Module:
+    """The model of a transformers config, in float32, or in slices where `loading_in_slices` says so."""
     from transformers.initialization import no_init_weights
 
+    options = head_options(described, head=head, labels=labels)
     with no_init_weights():
         # float32 whatever the precision, so that one seed gives the same weights to every engine.
-        model: Any = AutoModelForCausalLM.from_config(described, attn_implementation=kernel, dtype=torch.float32)
+        model: Any = auto_class(head).from_config(described, attn_implementation=kernel, dtype=torch.float32, **options)
     model.tie_weights()
     initialize(model, seed=seed)
     made: nn.Module = model
@@ -35,18 +39,19 @@ def new_model(described: Any, *, kernel: str, seed: int) -> nn.Module:
 
 
 @torch.no_grad()
-def initialize(model: Any, *, seed: int) -> None:
-    """Fill every parameter of a transformers model; torch's generators stay as they were.
+def initialize(model: Any, *, seed: int, only: Collection[str] | None = None) -> None:
+    """Fill every parameter of a transformers model, or those named in `only`; torch's generators stay as they were.
 
     Raises:
         RunError: a parameter that no rule of transformers fills.
     """
+    chosen = None if only is None else {id(each) for name, each in model.named_parameters() if name in only}
     filled: list[nn.Parameter] = []
     with torch.random.fork_rng(devices=[]):
         for name, module, rules in _children_first(model):
             # A tied parameter belongs to the module that comes first; its mark keeps the others' rules off it.
             ours = [each for each in module.parameters(recurse=False) if not hasattr(each, _MARK)]
-            if not ours:
+            if not ours or (chosen is not None and not chosen.intersection(map(id, ours))):
                 continue
             with _whole(ours) as is_here:
                 if is_here:

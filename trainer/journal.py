@@ -10,8 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_pipeline.stream.batch import Batch
-from data_pipeline.stream.stream import Stream
+from data_pipeline.stream.stream import AnyBatch, Stream
 from trainer.config import TrainConfig
 from trainer.evaluate import Evaluation
 from trainer.ledger import Ledger
@@ -19,6 +18,7 @@ from trainer.metrics import Board, Throughput, console_line, memory_gib, peak_tf
 from trainer.ranks import Ranks
 from trainer.run_folder import RunFolder
 from trainer.setup import Progress, Run
+from trainer.stages import STAGES, Stage
 from trainer.step import StepMetrics
 
 
@@ -51,7 +51,7 @@ class Journal:
         if self._config.logging.tensorboard:
             self._board = Board(self._folder.path / "tensorboard", first_step=first_step)
         self._bar = tqdm(
-            total=self._config.train.max_steps,
+            total=self._config.train.last_step,
             initial=first_step,
             desc=self._config.run.name,
             unit="step",
@@ -66,12 +66,11 @@ class Journal:
 
     def step(self, metrics: StepMetrics, *, progress: Progress, lr: float, epoch: int) -> None:
         """A finished step; written down at each `logging.every_steps` and at the last one."""
-        tokens = self._config.train.global_batch_sequences * self._config.data.seq_len
-        self._throughput.count(num_tokens=tokens)
+        self._throughput.count(num_tokens=metrics.num_inputs)
         if not self._ranks.is_main:
             return
         self._bar.update(1)
-        max_steps = self._config.train.max_steps
+        max_steps = self._config.train.last_step
         if progress.step % self._config.logging.every_steps and progress.step != max_steps:
             return
         line = {
@@ -83,6 +82,7 @@ class Journal:
             "tokens": progress.tokens,
             "epoch": epoch,
             "skipped": metrics.skipped,
+            **metrics.figures,
             **self._throughput.take(steps_left=max_steps - progress.step),
             "memory_gib": round(memory_gib(self._ranks.device), 3),
         }
@@ -91,7 +91,7 @@ class Journal:
             self._board.add(line, group="train")
         self.say(console_line(line, max_steps=max_steps))
 
-    def rows(self, micro_batches: Sequence[Batch], *, stream: Stream, step: int) -> None:
+    def rows(self, micro_batches: Sequence[AnyBatch], *, stream: Stream, step: int) -> None:
         """The rows that this rank's share of `step` was, for the ledger where there is one."""
         if self._ledger is not None:
             self._ledger.add(micro_batches, stream=stream, step=step)
@@ -121,8 +121,8 @@ class Journal:
         if self._board is not None:
             self._board.add(line, group="heldout")
         self.say(
-            f"step {step:,}: held-out loss {result.loss:.4f}, {result.bits_per_byte:.4f} bits per byte over "
-            f"{result.num_documents:,} documents{_told(answered)}{' (best so far)' if is_best else ''}"
+            f"step {step:,}: held-out loss {result.loss:.4f}{_figures(result)} over {result.num_documents:,} "
+            f"{_rows_of(self._config.stage)}{_told(answered)}{' (best so far)' if is_best else ''}"
         )
 
     def saved(self, *, step: int, seconds: float) -> None:
@@ -142,6 +142,16 @@ class Journal:
             self._bar.close()
         if self._board is not None:
             self._board.close()
+
+
+def _rows_of(stage: Stage) -> str:
+    return "examples" if STAGES[stage].rows == "examples" else "documents"
+
+
+def _figures(result: Evaluation) -> str:
+    """The stage's figures for the console, such as bits per byte or accuracy."""
+    told = {name: value for name, value in result.figures.items() if isinstance(value, float)}
+    return "".join(f", {value:.4f} {name.replace('_', ' ')}" for name, value in told.items())
 
 
 def _told(answered: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from trainer.errors import RunError
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
 
-DEVICE_VARIABLE = "DURE_DEVICE"  # "gpu" or "cpu": what `dure train` started the ranks for
+DEVICE_VARIABLE = "DURE_DEVICE"  # "gpu" or "cpu": what the ranks were started for, here or on a cluster's node
 
 _TRUE = {"1", "true", "yes", "on"}
 

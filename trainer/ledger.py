@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline import disk
-from data_pipeline.stream.batch import NO_ROW, Batch
+from data_pipeline.stream.batch import NO_ROW
 from data_pipeline.stream.split import rank_slices
-from data_pipeline.stream.stream import Stream
+from data_pipeline.stream.stream import AnyBatch, Stream
 from trainer.run_folder import read_lines, repair_lines, rewind_lines
 
 LEDGER_NAME = "ledger"
@@ -27,7 +27,7 @@ class Ledger:
         self._share = {"dp_rank": rank, "dp_world_size": world_size, "micro_batch_sequences": micro_batch_sequences}
         self._path.parent.mkdir(exist_ok=True)
 
-    def add(self, micro_batches: Sequence[Batch], *, stream: Stream, step: int) -> None:
+    def add(self, micro_batches: Sequence[AnyBatch], *, stream: Stream, step: int) -> None:
         """Note this rank's rows of `step`, which `stream` stands at; a step over an epoch's end gives two lines."""
         rows: dict[int, list[int]] = defaultdict(list)
         slices = rank_slices(stream.global_batch_sequences, **self._share)

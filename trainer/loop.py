@@ -59,7 +59,7 @@ def _updater(run: Run, stop_requested: Asked) -> Updater:
 
 
 def _is_finished(run: Run) -> bool:
-    return run.progress.step >= run.config.train.max_steps
+    return run.progress.step >= run.config.train.last_step
 
 
 def _evaluation_due(run: Run) -> bool:
@@ -78,7 +78,7 @@ def _save_due(run: Run) -> bool:
 def _step(run: Run, updater: Updater, journal: Journal) -> bool:
     """One update over the stream's current rows; whether some rank was asked to stop."""
     config, progress = run.config, run.progress
-    lr = learning_rate(config.train.schedule, step=progress.num_updates, max_steps=config.train.max_steps)
+    lr = _rate(run, journal)
     micro_batches = run.stream.batches(
         dp_rank=run.ranks.rank,
         dp_world_size=run.ranks.world_size,
@@ -95,6 +95,20 @@ def _step(run: Run, updater: Updater, journal: Journal) -> bool:
     progress.step += 1
     journal.step(metrics, progress=progress, lr=lr, epoch=run.stream.epoch)
     return metrics.stop_requested
+
+
+def _rate(run: Run, journal: Journal) -> float:
+    """The learning rate of the next update; where a phase of new rows begins, it is told."""
+    config, number = run.config, run.progress.num_updates
+    if run.phases is None:
+        return learning_rate(config.train.schedule, step=number, max_steps=config.train.last_step)
+    place = run.phases.begin_update(number)
+    if place.step == 0:
+        run.policy.begin_phase()
+    if place.step == 0 and run.ranks.is_main:
+        detail = run.phases.describe(place)
+        journal.event(kind="phase", step=run.progress.step, detail=detail, action="moments begin anew")
+    return place.lr
 
 
 def _evaluate(run: Run, journal: Journal, run_folder: Path, stop_requested: Asked) -> bool:
@@ -115,7 +129,7 @@ def _evaluate(run: Run, journal: Journal, run_folder: Path, stop_requested: Aske
     answered = _answer(run, run_folder, stop_requested) if result is not None else None
     if result is None or answered is None:
         return False
-    is_best = run.progress.note_evaluation(loss=result.loss)
+    is_best = run.note_evaluation(result)
     seconds = time.perf_counter() - started
     journal.evaluation(result, answered, step=run.progress.step, is_best=is_best, seconds=seconds)
     return True

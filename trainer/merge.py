@@ -74,11 +74,13 @@ def heldout_rows(shards: Path, *, num_rows: int = NUM_ROWS, max_tokens: int = MA
 
 @torch.no_grad()
 def logits_of(model: nn.Module, rows: Rows, *, device: torch.device) -> list[torch.Tensor]:
-    """(T, V) float32 logits of each row, on the host."""
-    return [
-        model(input_ids=torch.tensor([list(row)], device=device), use_cache=False).logits[0].float().cpu()
-        for row in rows
-    ]
+    """(T, V) float32 logits of each row, on the host; of a classifier one place, of an encoder its last states."""
+    found = []
+    for row in rows:
+        told = model(input_ids=torch.tensor([list(row)], device=device), use_cache=False)
+        logits = told.logits if "logits" in told else told.last_hidden_state
+        found.append(logits.reshape(-1, logits.shape[-1]).float().cpu())
+    return found
 
 
 def measure_merge(trained: list[torch.Tensor], merged: list[torch.Tensor]) -> MergeMeasure:

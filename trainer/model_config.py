@@ -22,7 +22,8 @@ class ModelConfig(Config):
     source: str | None = Field(default=None, alias="from")
     revision: str | None = None
     trust_remote_code: bool = False
-    architecture: Literal["llama", "gpt_neox"] = "llama"
+    architecture: Literal["llama", "gpt_neox", "bert", "roberta"] = "llama"
+    """llama and gpt_neox read from left to right; bert and roberta both ways, for masked LMs and what follows them."""
     hidden_size: int = Field(default=768, ge=8)
     num_layers: int = Field(default=12, ge=1)
     num_heads: int = Field(default=12, ge=1)
@@ -31,6 +32,7 @@ class ModelConfig(Config):
     max_positions: int = Field(default=2048, ge=8)
     rope_theta: float = Field(default=10_000.0, gt=0)
     tie_embeddings: bool = False
+    """Whether the head is the embedding. bert and roberta are always so."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     initializer_range: float = Field(default=0.02, gt=0)
     pad_vocab_to_multiple: int = Field(default=128, ge=1)
@@ -57,8 +59,8 @@ class ModelConfig(Config):
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_key_value_heads {self.key_value_heads}"
             )
-        if self.architecture == "gpt_neox" and self.num_key_value_heads not in (None, self.num_heads):
-            raise ValueError("num_key_value_heads: GPT-NeoX has as many as num_heads; leave the key out")
+        if self.architecture != "llama" and self.num_key_value_heads not in (None, self.num_heads):
+            raise ValueError(f"num_key_value_heads: {self.architecture} has as many as num_heads; leave the key out")
         return self
 
     @property
@@ -70,6 +72,6 @@ class ModelConfig(Config):
         """`intermediate_size`, or the architecture's usual one: 8/3 of the width (SwiGLU, Shazeer 2020) or 4 times."""
         if self.intermediate_size is not None:
             return self.intermediate_size
-        if self.architecture == "gpt_neox":
+        if self.architecture != "llama":
             return 4 * self.hidden_size
         return (8 * self.hidden_size // 3 + 127) // 128 * 128

@@ -6,7 +6,7 @@ bitsandbytes packs two weights into a byte; a packed parameter's own shape says 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from data_pipeline.config import Config
@@ -29,13 +29,21 @@ class QuantizationConfig(Config):
     compute_dtype: Literal["bf16", "fp32"] = "bf16"
 
 
+# A classifier's head is trained whole, so that it is never packed; nor is the pooler beneath it, which is part of it.
+CLASSIFIER_PARTS = ("score", "classifier", "pooler.dense")
+
+
 def loading_options(
-    quantization: QuantizationConfig | None, *, device: torch.device, storage: torch.dtype
+    quantization: QuantizationConfig | None,
+    *,
+    device: torch.device,
+    storage: torch.dtype,
+    unpacked: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What `from_pretrained` needs so that each weight is packed as it is read: no unpacked copy of the base.
 
     `storage` is the type that packed bytes call themselves; DeepSpeed gathers and casts by it, so that it must be the
-    type of the other weights there.
+    type of the other weights there. `unpacked`: what stays as it is, in place of the output embedding.
     """
     if quantization is None:
         return {}
@@ -48,6 +56,7 @@ def loading_options(
         bnb_4bit_use_double_quant=quantization.double_quantization,
         bnb_4bit_compute_dtype=torch.bfloat16 if quantization.compute_dtype == "bf16" else torch.float32,
         bnb_4bit_quant_storage=storage,
+        llm_int8_skip_modules=list(unpacked) or None,
     )
     return {"quantization_config": packing, "device_map": {"": device}}
 

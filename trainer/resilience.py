@@ -97,6 +97,10 @@ class StepPolicy:
             self._grad_norms.append(grad_norm)
         return Verdict(accepted=True)
 
+    def begin_phase(self) -> None:
+        """Other weights move from here on (new_rows.phases): the norms of those before say nothing of theirs."""
+        self._grad_norms.clear()
+
     def _fault(self, loss: float, grad_norm: float) -> str:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return f"not finite: loss {loss:g}, grad_norm {grad_norm:g}"

@@ -31,7 +31,9 @@ from trainer.quiet import quieten_libraries
 from trainer.ranks import PATIENCE, Ranks, start_ranks, stop_ranks
 from trainer.resilience import DONE, FAILED, REFUSED, STOPPED, ExitRecord, StopFlag
 from trainer.run_folder import EVALUATIONS_NAME, METRICS_NAME, RunFolder, read_lines
-from trainer.setup import Run, probe_kernel, restore, set_up
+from trainer.setup import Run, badness, probe_kernel, restore, set_up
+from trainer.sources import with_steps
+from trainer.stages import STAGES
 from trainer.watchdog import Seat, Watchdog
 
 Watcher = Callable[[str], None]
@@ -74,6 +76,7 @@ def run_watched(
     config: TrainConfig, ranks: Ranks, *, stop: StopFlag, watchdog: Watchdog, on_phase: Watcher = lambda phase: None
 ) -> int:
     """One attempt of a run under a watchdog that runs already."""
+    config = ranks.together(lambda: with_steps(config))
     folder = RunFolder(_run_folder(config), rank=ranks.rank)
     begun = _Begun(watchdog, on_phase)
     with ExitStack() as stack:
@@ -153,8 +156,8 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
             print(f"damaged checkpoint set aside: {line}", flush=True)
     at_step = checkpoint.step_of(chosen.path) if chosen.path is not None else 0
     evaluation = ranks.on_main(lambda: _last_evaluation(folder, step=at_step))
-    if at_step >= config.train.max_steps and evaluation:
-        _say(ranks, f"{folder.path}: already at step {at_step:,} of {config.train.max_steps:,}; nothing left to do")
+    if at_step >= config.train.last_step and evaluation:
+        _say(ranks, f"{folder.path}: already at step {at_step:,} of {config.train.last_step:,}; nothing left to do")
         return ExitRecord(code=DONE, reason="already done", step=at_step)
     if ranks.any(stop.requested):
         return ExitRecord(code=STOPPED, reason=_reason(ranks, stop), step=at_step)
@@ -173,7 +176,7 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
         restore(run, chosen.path)
         # A save before the evaluation of its step does not know of it.
         if evaluation and run.progress.evaluated_step != at_step:
-            run.progress.note_evaluation(loss=float(evaluation["loss"]))
+            run.progress.note_evaluation(loss=badness(config, evaluation))
     _introduce(run, folder, chosen.path)
     ranks.on_main(lambda: _begin(folder, run, chosen.path))
     journal = ranks.together(lambda: _open_journal(run, folder, resumed=chosen.path is not None))
@@ -222,17 +225,21 @@ def _reason(ranks: Ranks, stop: StopFlag) -> str:
 def _introduce(run: Run, folder: RunFolder, resumed: Path | None) -> None:
     """What is about to be trained, on what, with which kernel and why: a person reads this first."""
     config, rows = run.config, run.stream.rows
-    steps, sequences = config.train.max_steps, config.train.global_batch_sequences
-    tokens = sequences * config.data.seq_len
+    steps, sequences = config.train.last_step, config.train.global_batch_sequences
+    apart, size, form = "packed documents are apart", "", "examples"
+    if STAGES[config.stage].rows == "examples":
+        apart = "padding says nothing"
+    else:
+        size = f" x {config.data.seq_len:,} = {steps * sequences * config.data.seq_len:,} tokens"
+        form = f"rows ({config.data.packing})"
     epochs = steps * sequences / rows.num_rows
     engine = config.engine.kind if config.engine.kind == "none" else f"deepspeed ZeRO-{config.engine.zero_stage}"
     lines = [
         f"{folder.path}: {config.stage}, {run.parameters.total:,} parameters, {run.ranks.world_size} x "
         f"{_device_name(run.ranks)}, engine {engine}, {config.train.precision}",
         *_tuning(run),
-        f"  attention {run.kernel.kernel}: {run.kernel.reason}; packed documents are apart (checked)",
-        f"  {steps:,} steps of {sequences:,} x {config.data.seq_len:,} = {tokens:,} tokens: {epochs:.2f} epochs of "
-        f"{rows.num_rows:,} rows ({config.data.packing})",
+        f"  attention {run.kernel.kernel}: {run.kernel.reason}; {apart} (checked)",
+        f"  {steps:,} steps of {sequences:,}{size}: {epochs:.2f} epochs of {rows.num_rows:,} {form}",
         *_left_out(run),
         f"  from step {run.progress.step:,}: {resumed}" if resumed is not None else "  a new run",
         *([f"  {run.reshaped}: each rank reads its own part"] if run.reshaped else []),

@@ -9,6 +9,7 @@ beats/  hangs/                      what each rank is doing; the stacks of the r
 ledger/                             the rows of each step, where logging.ledger says so
 base.json                           what model.from stood for at the first start
 tokenizer/  template.yaml           what made the shards, copied from them
+examples.json                       of examples: their classes, and the frame of their texts
 checkpoints/                        step folders
 """
 
@@ -42,6 +43,7 @@ EVENTS_NAME = "events.jsonl"
 EXIT_NAME = "exit.json"
 CHECKPOINTS_NAME = "checkpoints"
 BASE_NAME = "base.json"
+EXAMPLES_NAME = "examples.json"
 
 # What may differ when a run goes on: it changes neither the rows nor the update of a step. A dot at the end: all below.
 MAY_DIFFER = (
@@ -158,8 +160,15 @@ class RunFolder:
         return read_exit(self.path)
 
     def bring_companions(self, shards: Path) -> None:
-        """Copy the tokenizer and the template that made the shards, so that the run can be talked to without them."""
-        for entry in read_shards_manifest(shards).get("companions", []):
+        """Copy the tokenizer and the template that made the shards, so that the run can be talked to without them.
+
+        Of examples the classes and the frame too, which only the manifest tells.
+        """
+        manifest = read_shards_manifest(shards)
+        if manifest.get("frame"):
+            told = {key: manifest[key] for key in ("frame", "num_sequences", "labels") if key in manifest}
+            disk.write_json(self.path / EXAMPLES_NAME, told)
+        for entry in manifest.get("companions", []):
             data, target = (shards / entry["name"]).read_bytes(), self.path / entry["name"]
             if not target.is_file() or target.read_bytes() != data:
                 target.parent.mkdir(exist_ok=True)
@@ -167,7 +176,7 @@ class RunFolder:
 
     def checkpoint_files(self) -> dict[str, bytes]:
         """What lies beside the weights, so that a checkpoint can be read without its run folder."""
-        names = (CONFIG_NAME, ENVIRONMENT_NAME, BASE_NAME)
+        names = (CONFIG_NAME, ENVIRONMENT_NAME, BASE_NAME, EXAMPLES_NAME)
         return {name: (self.path / name).read_bytes() for name in names if (self.path / name).is_file()}
 
 

@@ -6,8 +6,10 @@ folder, so that no shards are needed to talk to it.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,13 +26,17 @@ from trainer.checkpoint_marker import read_marker
 from trainer.config import TrainConfig
 from trainer.engine import load_weights
 from trainer.errors import RunError
+from trainer.heads import own_parts
 from trainer.locate import ADAPTER_CONFIG_NAME, DEFAULT_ROOT, locate
 from trainer.merge import merge_in_place, unpack
 from trainer.model import Kernel, Vocabulary, choose_attention, make_model, read_vocabulary
 from trainer.model_config import ModelConfig
+from trainer.new_rows import RowsPlan, fold, install, plan_of, zeros
+from trainer.new_rows_export import install_peft_rows
 from trainer.quantize import QuantizationConfig, is_packed
 from trainer.quiet import bars_on_terminals_only
 from trainer.run_folder import CONFIG_NAME
+from trainer.saved_head import head_of_saved, saved_head
 
 if TYPE_CHECKING:
     from data_pipeline.templates import Template
@@ -210,15 +216,23 @@ def _open(
     precision = "fp32" if dtype == torch.float32 else "bf16"
     kernel = choose_attention(described, device=device, precision=precision).kernel
     vocabulary = vocabulary_of(saved) if shards is None else read_vocabulary(shards)
-    model = make_model(
-        described,
-        vocabulary=vocabulary,
-        kernel=kernel,
-        # What is packed, is packed from the type that training packed it from.
-        dtype=base_dtype(saved) if is_adapter(saved) else dtype,
-        seed=saved.config.seed if saved.config else 0,
-        device=device,
-    )
+    if (rows := new_rows_of(saved)) is not None:  # the base has none for them
+        vocabulary = replace(vocabulary, size=rows.first)
+    head = head_of_saved(saved)
+    # A head that the base does not bring is told as new where it is trained; here it is filled below.
+    told = contextlib.redirect_stdout(io.StringIO()) if is_adapter(saved) else contextlib.nullcontext()
+    with told:
+        model = make_model(
+            described,
+            vocabulary=vocabulary,
+            kernel=kernel,
+            head=head,
+            labels=saved_head(saved).labels if head == "classifier" else (),
+            # What is packed, is packed from the type that training packed it from.
+            dtype=base_dtype(saved) if is_adapter(saved) else dtype,
+            seed=saved.config.seed if saved.config else 0,
+            device=device,
+        )
     if is_merged:
         unpack(model)
         device = torch.device("cpu")
@@ -226,12 +240,28 @@ def _open(
     if is_adapter(saved):
         _load_adapter(model, saved, dtype=dtype)
     elif saved.checkpoint is not None:
+        if rows is not None:
+            install(model, rows, zeros(model, rows), dtype=dtype)
         load_weights(model, saved.checkpoint)
     if is_merged:
         merge_in_place(model)
+    if (held := plan_of(model)) is not None and (is_merged or not is_adapter(saved)):
+        fold(model, held)
     if not any(is_packed(parameter) for parameter in model.parameters()):
         model = model.to(device)
     return OpenModel(model=model.eval(), kernel=kernel, device=device)
+
+
+def new_rows_of(saved: Saved) -> RowsPlan | None:
+    """Which rows a checkpoint or an adapter folder has beyond its base; None where there are none.
+
+    Of an adapter folder only `first` holds: what padded the model in training is not in it.
+    """
+    if saved.checkpoint is not None:
+        told = checkpoint.read_state(saved.checkpoint).get("new_rows")
+    else:
+        told = read_json(saved.path / MANIFEST_NAME).get("new_rows") if is_adapter(saved) else None
+    return RowsPlan(**told) if told else None
 
 
 def is_adapter(saved: Saved) -> bool:
@@ -300,7 +330,10 @@ def _load_adapter(model: nn.Module, saved: Saved, *, dtype: torch.dtype) -> None
         assert saved.config.adapter is not None
         described = _described(saved, quantize=None)
         check_base(checkpoint.read_state(saved.checkpoint).get("base"), identify(described), folder=saved.checkpoint)
-        add_adapter(model, saved.config.adapter, seed=saved.config.seed, dtype=dtype)
+        head = head_of_saved(saved)
+        add_adapter(model, saved.config.adapter, seed=saved.config.seed, dtype=dtype, head=head)
+        if (rows := new_rows_of(saved)) is not None:
+            install(model, rows, zeros(model, rows), dtype=dtype)
         load_weights(model, saved.checkpoint)
         return
     import safetensors.torch
@@ -310,10 +343,18 @@ def _load_adapter(model: nn.Module, saved: Saved, *, dtype: torch.dtype) -> None
     tensors = {
         name.removeprefix(PEFT_PREFIX): tensor.to(dtype) for name, tensor in safetensors.torch.load_file(file).items()
     }
-    inject_adapter_in_model(PeftConfig.from_pretrained(str(saved.path)), model)
+    config = PeftConfig.from_pretrained(str(saved.path))
+    config.modules_to_save = None  # type: ignore[attr-defined]  # a head is loaded in its place, not beside itself
+    told = read_json(saved.path / MANIFEST_NAME).get("new_rows")
+    if told:
+        config.trainable_token_indices = None  # type: ignore[attr-defined]
+    inject_adapter_in_model(config, model)
+    if told:  # as rows of our own, which cost no copy of the embedding at each pass
+        tensors = install_peft_rows(model, told, tensors, dtype=dtype)
     result: Any = set_peft_model_state_dict(model, tensors)
     _cast(model, dtype)
-    missing = [name for name in result.missing_keys if ".lora_" in name]
+    parts = tuple(f"{part}." for part in own_parts(model)) if head_of_saved(saved) == "classifier" else ()
+    missing = [name for name in result.missing_keys if ".lora_" in name or name.startswith(parts)]
     if missing or result.unexpected_keys:
         names = ", ".join([*missing, *result.unexpected_keys][:3])
         raise RunError(f"{file}: does not fit its base: {names} and others; give the base that it was trained on")

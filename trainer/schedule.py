@@ -59,16 +59,24 @@ def learning_rate(schedule: ScheduleConfig, *, step: int, max_steps: int) -> flo
 
 
 def parameter_groups(model: nn.Module, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices and embeddings decay, biases and norms (one dimension) do not."""
-    decayed: list[Any] = []
-    free: list[Any] = []
+    """Trainable parameters in two groups: matrices and embeddings decay, biases and norms (one dimension) do not.
+
+    New rows stand in groups of their own, by their role, so that a phase can move them alone.
+    """
+    from trainer.new_rows import role_of
+
+    groups: dict[tuple[str, bool], list[Any]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             # Under ZeRO-3 a parameter's own shape is (0,); ds_shape keeps the logical one.
             shape = getattr(parameter, "ds_shape", parameter.shape)
-            (decayed if len(shape) >= 2 else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": optimizer.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            groups.setdefault((role_of(parameter), len(shape) >= 2), []).append(parameter)
+    # Decayed ones first, the model's before those of new rows.
+    order = sorted(groups, key=lambda key: (key[0] != "model", key[0], not key[1]))
+    return [
+        {"params": groups[key], "weight_decay": optimizer.weight_decay if key[1] else 0.0, "role": key[0]}
+        for key in order
+    ]
 
 
 def make_optimizer(model: nn.Module, optimizer: OptimizerConfig, *, device: torch.device) -> torch.optim.Optimizer:
@@ -89,6 +97,6 @@ def make_optimizer(model: nn.Module, optimizer: OptimizerConfig, *, device: torc
 
 
 def set_learning_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
-    """Every group of the optimizer takes `lr` at its next update."""
+    """Every group of the optimizer takes `lr` at its next update; one that a phase of new rows holds still takes 0."""
     for group in groups:
-        group["lr"] = lr
+        group["lr"] = lr if group.get("is_moved", True) else 0.0

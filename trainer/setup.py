@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_pipeline.shards.format import check_tokenizer, read_shards_manifest
-from data_pipeline.stream.batch import padding_batch
-from data_pipeline.stream.evaluation import EvaluationSet
-from data_pipeline.stream.rows import Rows, open_rows
+from data_pipeline.shards.format import check_tokenizer, read_shards, tokenizer_folder
 from data_pipeline.stream.stream import Stream
+from data_pipeline.tokenizer.extend_descent import NewToken
 from data_pipeline.tokenizer.fingerprint import tokenizer_fingerprint
 from trainer import checkpoint
 from trainer.adapter import add_adapter
 from trainer.base import BaseIdentity, check_base, identify, model_tokenizer
-from trainer.config import Stage, TrainConfig
+from trainer.config import TrainConfig
 from trainer.deepspeed_engine import loading_in_slices
 from trainer.engine import Engine, PlainEngine, make_engine
 from trainer.errors import RunError
+from trainer.evaluate import Evaluation, HeldOut
 from trainer.model import (
     Kernel,
     KernelChoice,
@@ -36,16 +35,20 @@ from trainer.model import (
     flops_per_token,
     make_model,
     read_vocabulary,
+    reading_of,
 )
-from trainer.objectives.causal_lm import CausalLM
+from trainer.new_rows import RowsPlan, plan_of
+from trainer.new_rows_phases import Phases
+from trainer.new_rows_setup import add_rows, find_new_tokens, without
+from trainer.objectives.choose import make_objective
+from trainer.objectives.objective import Objective
 from trainer.pieces import PIECES_NAME, has_pieces
 from trainer.ranks import Ranks
 from trainer.resilience import StepPolicy
+from trainer.sources import check_stage, open_heldout, open_stream
+from trainer.stages import HIGHER_IS_BETTER, STAGES
 
 STATE_FORMAT = 1
-
-# The records that each stage trains on.
-RECORDS: dict[Stage, str] = {"pretrain": "document", "sft": "instruction"}
 
 
 @dataclass
@@ -63,6 +66,7 @@ class Progress:
     evaluated_step: int = -1
     best_step: int = -1
     best_loss: float | None = None
+    """Of the best step: the loss, or minus the figure of `evaluation.best_by` of which more is better."""
 
     @property
     def num_updates(self) -> int:
@@ -85,15 +89,19 @@ class Run:
     config: TrainConfig
     ranks: Ranks
     engine: Engine
-    objective: CausalLM
+    objective: Objective
     policy: StepPolicy
     stream: Stream
-    heldout: EvaluationSet
+    heldout: HeldOut
     progress: Progress
     kernel: KernelChoice
     vocabulary: Vocabulary
     parameters: ParameterCounts
     flops_per_token: float
+    new_rows: RowsPlan | None = None
+    """Which rows of the model stand for tokens that it did not know."""
+    phases: Phases | None = None
+    """What leads the engine through the phases of `new_rows.phases`."""
     base: BaseIdentity | None = None
     """The frozen base of an adapter, which its checkpoints do not hold."""
     reshaped: str = ""
@@ -101,6 +109,10 @@ class Run:
     on_phase: Callable[[str], None] = lambda phase: None
     on_mark: Callable[[], None] = lambda: None
     """Called where every rank passes within a phase: that is progress (law 13)."""
+
+    def note_evaluation(self, result: Evaluation) -> bool:
+        """Remember that the current step was evaluated; whether it is the best so far."""
+        return self.progress.note_evaluation(loss=badness(self.config, result.as_dict()))
 
     def state_dict(self) -> dict[str, Any]:
         """state.json: the stream's integer with its identities, the counters, and what must be equal at resume."""
@@ -112,6 +124,7 @@ class Run:
             "policy": self.policy.state_dict(),
             "engine": engine_identity(self.config, self.ranks),
             "base": None if self.base is None else self.base.as_dict(),
+            "new_rows": None if self.new_rows is None else self.new_rows.as_dict(),
             # Randomness is a pure function of these and the step: no generator's state is needed.
             "rng": {"seed": self.config.seed, "of": "sha256(seed, step, rank)"},
         }
@@ -121,6 +134,20 @@ class Run:
         self.stream.load_state_dict(saved["stream"])
         self.policy.load_state_dict(saved["policy"])
         self.progress = Progress(**saved["progress"])
+
+
+def badness(config: TrainConfig, figures: Mapping[str, Any]) -> float:
+    """What the best evaluation has least of: the loss, or the figure of `evaluation.best_by`.
+
+    Raises:
+        RunError: the stage's evaluations have no such figure.
+    """
+    name = config.evaluation.best_by or STAGES[config.stage].best
+    value = figures.get(name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        have = ", ".join(key for key, found in figures.items() if isinstance(found, float))
+        raise RunError(f"evaluation.best_by: {name!r} is no figure of stage {config.stage!r}; choose among {have}")
+    return -float(value) if name in HIGHER_IS_BETTER else float(value)
 
 
 def engine_identity(config: TrainConfig, ranks: Ranks) -> dict[str, Any]:
@@ -161,49 +188,34 @@ def _in_words(engine: dict[str, Any]) -> str:
     return ranks + (f" under ZeRO-{engine['zero_stage']}" if "zero_stage" in engine else "")
 
 
-def open_stream(config: TrainConfig, ranks: Ranks) -> Stream:
-    """The training rows in their global order; rank 0 builds the row table where it is missing."""
-
-    def rows(*, build: bool) -> Rows:
-        data = config.data
-        return open_rows(
-            Path(data.shards),
-            split="train",
-            seq_len=data.seq_len,
-            packing=data.packing,
-            too_long=data.too_long,
-            build=build,
-        )
-
-    ranks.on_main(lambda: rows(build=True).num_rows)
-    opened = ranks.together(lambda: rows(build=False))
-    return Stream(opened, seed=config.seed, global_batch_sequences=config.train.global_batch_sequences)
-
-
 def set_up(config: TrainConfig, ranks: Ranks) -> Run:
     """Data, model and engine of a fresh run, each checked before it is used."""
     shards = Path(config.data.shards)
     ranks.on_main(lambda: check_stage(config.stage, shards))
     vocabulary = ranks.on_main(lambda: read_vocabulary(shards))
     stream = open_stream(config, ranks)
-    heldout = EvaluationSet(
-        shards, split="heldout", seq_len=config.data.seq_len, max_documents=config.evaluation.max_documents
-    )
+    heldout = ranks.together(lambda: open_heldout(config))
     kernel = ranks.together(
         lambda: choose_attention(config.model, device=ranks.device, precision=config.train.precision)
     )
-    check_source_tokenizer(config, ranks)
-    model = make_trainable_model(config, ranks, vocabulary=vocabulary, kernel=kernel.kernel)
+    new = check_source_tokenizer(config, ranks)
+    model = make_trainable_model(config, ranks, vocabulary=vocabulary, kernel=kernel.kernel, new=new)
     vocabulary = vocabulary.in_model(model)
     stream.rows.pad_with(vocabulary.pad_id)
     heldout.pad_with(vocabulary.pad_id)
-    parameters, flops = count_parameters(model), flops_per_token(model, seq_len=config.data.seq_len)
+    head_share = config.mlm.chosen_share if config.stage == "mlm" and config.mlm is not None else 1.0
+    parameters = count_parameters(model)
+    flops = flops_per_token(model, seq_len=config.data.seq_len, head_share=head_share)
     base = ranks.on_main(lambda: identify(config.model)) if config.adapter is not None else None
     engine = make_engine(config, model=model, ranks=ranks)
-    objective = CausalLM(kernel=kernel.kernel, device=ranks.device)
+    objective = make_objective(config, ranks, source=stream.rows, model=engine.model, kernel=kernel.kernel)
     if isinstance(engine, PlainEngine) and ranks.world_size > 1:
-        empty = padding_batch(seq_len=config.data.seq_len, pad_id=vocabulary.pad_id)
-        engine.settle(objective(engine.module, empty))
+        empty = objective.prepare([stream.rows.padding()], is_training=True)
+        objective.begin_step(engine.module, empty)
+        engine.settle(objective(engine.module, empty[0]))
+    phases = None
+    if config.new_rows is not None and config.new_rows.phases:
+        phases = Phases(config.new_rows, engine, schedule=config.train.schedule)
     return Run(
         config=config,
         ranks=ranks,
@@ -218,43 +230,47 @@ def set_up(config: TrainConfig, ranks: Ranks) -> Run:
         parameters=parameters,
         flops_per_token=flops,
         base=base,
+        new_rows=plan_of(engine.model),
+        phases=phases,
     )
 
 
 def probe_kernel(run: Run) -> None:
     """Law 4 on the real model and kernel; at a fresh start this is one of the gate's checks."""
     kernel, size = run.kernel.kernel, run.vocabulary.size
+    if STAGES[run.config.stage].rows == "examples":
+        return  # nothing shares a row
     check_documents_apart(run.engine.module, kernel=kernel, device=run.ranks.device, vocab_size=size)
 
 
-def check_stage(stage: Stage, shards: Path) -> None:
-    """Refuse shards of other records than the stage trains on."""
-    found = read_shards_manifest(shards).get("record", "document")
-    if found != RECORDS[stage]:
-        right = next((name for name, record in RECORDS.items() if record == found), None)
-        advice = f"set stage to {right!r}, or give" if right else "give"
-        raise RunError(
-            f"stage: {stage!r} trains on {RECORDS[stage]!r} records, but {shards} holds {found!r} records; {advice} "
-            f"shards of {RECORDS[stage]!r} records"
-        )
+def make_trainable_model(
+    config: TrainConfig, ranks: Ranks, *, vocabulary: Vocabulary, kernel: Kernel, new: Sequence[NewToken] = ()
+) -> nn.Module:
+    """The model of the run in train mode, not yet wrapped by an engine; what it can't do is refused on all ranks.
 
-
-def make_trainable_model(config: TrainConfig, ranks: Ranks, *, vocabulary: Vocabulary, kernel: Kernel) -> nn.Module:
-    """The model of the run in train mode, not yet wrapped by an engine; what it can't do is refused on all ranks."""
+    `new`: the tokens of `vocabulary` that `model.from` has no rows for.
+    """
     trained = trained_dtype(config)
 
     def make() -> nn.Module:
         model = make_model(
             config.model,
-            vocabulary=vocabulary,
+            vocabulary=without(vocabulary, new),
             kernel=kernel,
             dtype=loaded_dtype(config),
             seed=config.seed,
             device=ranks.device,
             storage=trained if config.engine.kind == "deepspeed" else torch.uint8,
+            head=STAGES[config.stage].head,
+            labels=read_shards(Path(config.data.shards), split="train").labels,
         )
         if config.adapter is not None:
-            add_adapter(model, config.adapter, seed=config.seed, dtype=trained)
+            head = STAGES[config.stage].head
+            add_adapter(model, config.adapter, seed=config.seed, dtype=trained, head=head)
+        if config.new_rows is not None and new:
+            tokenizer = tokenizer_folder(Path(config.data.shards))
+            rows = {"vocabulary": vocabulary, "tokenizer": tokenizer, "dtype": trained, "seed": config.seed}
+            add_rows(model, config.new_rows, new, **rows)  # type: ignore[arg-type]
         return model
 
     with loading_in_slices(config):
@@ -280,24 +296,25 @@ def loaded_dtype(config: TrainConfig) -> torch.dtype:
 def check_positions(model: nn.Module, config: TrainConfig) -> None:
     """A loaded model must have a position for each input of a row."""
     have = getattr(model.config, "max_position_embeddings", None)
-    if have is not None and config.data.seq_len > have:
+    # RoBERTa has rows for positions that nothing ever stands at.
+    if have is not None and config.data.seq_len > (have := have - reading_of(model).first_position):
         raise RunError(
             f"data.seq_len: {config.data.seq_len}, but {config.model.source} was made for {have} positions; make rows "
             "shorter"
         )
 
 
-def check_source_tokenizer(config: TrainConfig, ranks: Ranks) -> None:
+def check_source_tokenizer(config: TrainConfig, ranks: Ranks) -> list[NewToken]:
     """A model that is continued must have the tokenizer that made the shards: one fingerprint throughout.
 
-    Where the model brings no tokenizer.json, that can't be checked, and is said.
+    With `new_rows` it may be that one with tokens added, which are returned. Where the model brings no tokenizer.json,
+    that can't be checked, and is said.
     """
     source = config.model.source
-    if source is not None:
-        ranks.on_main(lambda: _compare_tokenizers(source, config))
+    return ranks.on_main(lambda: _compare_tokenizers(source, config)) if source is not None else []
 
 
-def _compare_tokenizers(source: str, config: TrainConfig) -> None:
+def _compare_tokenizers(source: str, config: TrainConfig) -> list[NewToken]:
     check_source(source)
     try:
         file = model_tokenizer(config.model)
@@ -306,14 +323,16 @@ def _compare_tokenizers(source: str, config: TrainConfig) -> None:
         raise RunError(
             f"model.from: {source!r} is neither a folder or run here nor a hub name: {first_line}; check the path"
         ) from None
+    new = find_new_tokens(config, file)
     if file is None:
         print(
             f"model.from: {source} brings no tokenizer.json, so that nothing shows whether the shards of "
             f"{config.data.shards} were made with its tokenizer",
             flush=True,
         )
-        return
-    check_tokenizer(Path(config.data.shards), tokenizer_fingerprint(file))
+    elif not new:
+        check_tokenizer(Path(config.data.shards), tokenizer_fingerprint(file))
+    return new
 
 
 def restore(run: Run, folder: Path) -> None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
-from data_pipeline.stream.batch import Batch
+from data_pipeline.stream.stream import AnyBatch
 from trainer.engine import Engine
+from trainer.objectives.objective import Objective
 from trainer.ranks import Ranks
 from trainer.resilience import StepPolicy
-
-Objective = Callable[[nn.Module, Batch], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one step measured, equal on all ranks. `stop_requested`: some rank has a signal."""
+    """What one step measured, equal on all ranks. `stop_requested`: some rank has a signal.
+
+    `num_inputs`: places that were computed, over all ranks. `figures`: what the objective tells beside the loss.
+    """
 
     loss: float
     grad_norm: float
@@ -26,6 +27,17 @@ class StepMetrics:
     skipped: bool
     reason: str
     stop_requested: bool
+    num_inputs: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """Of one step, over all ranks. `weight`: what the sum of losses is divided by."""
+
+    num_targets: int
+    weight: float
+    num_inputs: int
 
 
 @dataclass
@@ -41,41 +53,52 @@ class Updater:
     on_mark: Callable[[], None] = lambda: None
     """Called between the forward and the backward pass, and after both."""
 
-    def step(self, micro_batches: Sequence[Batch], *, number: int, lr: float) -> StepMetrics:
+    def step(self, micro_batches: Sequence[AnyBatch], *, number: int, lr: float) -> StepMetrics:
         """Apply the update `number`, or refuse it with every weight, moment and schedule as it was.
 
         `micro_batches`: this rank's share; every rank brings the same number of them, some perhaps without targets.
         """
         seed_step(self.seed, step=number, rank=self.ranks.rank)
-        num_targets = self._total_targets(micro_batches)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for batch in micro_batches:
-            self.engine.begin_micro_batch(last=batch is micro_batches[-1])
-            loss = self.objective(self.engine.module, batch)
-            loss_sum += loss.detach().double()
+        objective = self.objective
+        prepared = objective.prepare(micro_batches, is_training=True)
+        totals = self._totals(prepared)
+        objective.begin_step(self.engine.module, prepared)
+        sums = torch.zeros(1 + len(objective.sum_names), dtype=torch.float64, device=self.ranks.device)
+        for batch in prepared:
+            self.engine.begin_micro_batch(last=batch is prepared[-1])
+            outcome = objective.outcome(self.engine.module, batch)
+            sums += torch.stack([outcome.loss.detach().double(), *(outcome.sums[name] for name in objective.sum_names)])
             self.on_mark()
             # Ranks are averaged by the engine, so the mean over targets needs the world size back.
-            self.engine.backward(loss * (self.ranks.world_size / num_targets))
+            self.engine.backward(outcome.loss * (self.ranks.world_size / totals.weight))
             self.on_mark()
-        mean_loss, stop = self._reduce(loss_sum, num_targets)
+        mean_loss, figures, stop = self._reduce(sums, totals)
         grad_norm = float(self.engine.grad_norm())
         verdict = self.policy.accepts(mean_loss, grad_norm)
         if verdict.accepted:
             self.engine.apply(lr=lr)
         else:
             self.engine.discard()
-        return StepMetrics(mean_loss, grad_norm, num_targets, not verdict.accepted, verdict.reason, stop)
+        is_refused = not verdict.accepted
+        targets, inputs = totals.num_targets, totals.num_inputs
+        return StepMetrics(mean_loss, grad_norm, targets, is_refused, verdict.reason, stop, inputs, figures)
 
-    def _total_targets(self, micro_batches: Sequence[Batch]) -> int:
-        ours = sum(batch.num_targets for batch in micro_batches)
-        total = int(self.ranks.all_sum(torch.tensor(ours, dtype=torch.int64)).item())
-        return max(1, total)
+    def _totals(self, micro_batches: Sequence[AnyBatch]) -> _Totals:
+        ours = [
+            sum(batch.num_targets for batch in micro_batches),
+            sum(self.objective.weight(batch) for batch in micro_batches),
+            sum(batch.num_inputs for batch in micro_batches),
+        ]
+        targets, weight, inputs = self.ranks.all_sum(torch.tensor(ours, dtype=torch.float64)).tolist()
+        return _Totals(num_targets=max(1, int(targets)), weight=weight or 1.0, num_inputs=int(inputs))
 
-    def _reduce(self, loss_sum: torch.Tensor, num_targets: int) -> tuple[float, bool]:
-        """The mean loss over all ranks' targets, and whether any rank was asked to stop: one collective."""
-        requested = torch.tensor(float(self.stop_requested()), dtype=torch.float64, device=loss_sum.device)
-        total = self.ranks.all_sum(torch.stack([loss_sum, requested])).tolist()
-        return total[0] / num_targets, total[1] > 0
+    def _reduce(self, sums: torch.Tensor, totals: _Totals) -> tuple[float, dict[str, float], bool]:
+        """The mean loss over all ranks' targets, the figures, whether any rank was asked to stop: one collective."""
+        requested = torch.tensor([float(self.stop_requested())], dtype=torch.float64, device=sums.device)
+        loss_sum, *others, stop = self.ranks.all_sum(torch.cat([sums, requested])).tolist()
+        told = dict(zip(self.objective.sum_names, others, strict=True))
+        figures = self.objective.figures(told, num_targets=totals.num_targets)
+        return loss_sum / totals.weight, figures, stop > 0
 
 
 def seed_step(seed: int, *, step: int, rank: int) -> None:

@@ -18,6 +18,7 @@ from data_pipeline import disk, stage
 from data_pipeline.config import Config, to_tree
 from data_pipeline.corpus import hub, staging
 from data_pipeline.corpus.archive import ExpansionLimits
+from data_pipeline.corpus.input_keys import deciding_keys, unfit_keys
 from data_pipeline.corpus.listing import Lister, Listing, list_inputs
 from data_pipeline.corpus.packages import check_archives, check_packages
 from data_pipeline.corpus.pieces import cut_files, read_pieces, write_pieces
@@ -40,7 +41,9 @@ class CorpusConfig(Config):
     inputs: tuple[InputConfig, ...] = Field(min_length=1)
     output: Path
     record: RecordName = Field(
-        default="document", description="what a row is: a text, or turns of questions and answers"
+        default="document",
+        description="what a row is: a text, turns of questions and answers, texts with a label, or texts that belong "
+        "together, with a score where they have one",
     )
     task_bytes: int = Field(
         default=256 << 20, gt=0, description="input bytes a task; a larger zip or JSONL file is split"
@@ -58,23 +61,10 @@ class CorpusConfig(Config):
 
     @model_validator(mode="after")
     def _inputs_fit_the_record(self) -> CorpusConfig:
-        faults = [fault for index, item in enumerate(self.inputs) for fault in _unfit_keys(self.record, index, item)]
+        faults = [fault for index, item in enumerate(self.inputs) for fault in unfit_keys(self.record, index, item)]
         if faults:
             raise ValueError("; ".join(faults))
         return self
-
-
-def _unfit_keys(record: RecordName, index: int, options: InputConfig) -> Iterator[str]:
-    """The keys of an input that mean nothing to records of this kind, each with what to set instead."""
-    if record == "document":
-        if options.columns is not None:
-            yield f"inputs.{index}.columns is for record: instruction, but record is document; set record: instruction"
-        return
-    for key, instead in (("text_column", "columns"), ("id_column", "columns.id")):
-        if getattr(options, key) != InputConfig.model_fields[key].default:
-            yield f"inputs.{index}.{key} is for documents, but record is {record}; set inputs.{index}.{instead}"
-    if options.format == "text":
-        yield f"inputs.{index}.format is text, which has no rows, but record is {record}; give JSON, JSONL or a table"
 
 
 @dataclass(frozen=True)
@@ -112,7 +102,7 @@ class CorpusBuild:
     def inputs(self) -> dict[str, Any]:
         """What decides the result, without a path of this machine: the files in three figures, and the config."""
         tree = to_tree(self.config)
-        options = [{key: value for key, value in item.items() if key != "path"} for item in tree.pop("inputs")]
+        options = [deciding_keys(item) for item in tree.pop("inputs")]
         tree.pop("output")
         return {"format_version": FORMAT_VERSION, "files": self.listing.identity, "options": options, "config": tree}
 
@@ -158,7 +148,7 @@ class CorpusBuild:
                 staging.read_part(places, spec["part"], pieces, self.config.inputs, limits=limits, record=record)
             case "repeats":
                 sizes = {"num_parts": spec["num_parts"], "num_buckets": spec["num_buckets"]}
-                staging.find_repeats(places, spec["bucket"], **sizes)
+                staging.find_repeats(places, spec["bucket"], **sizes, record=self.config.record)
             case "write":
                 sizes = {"num_buckets": spec["num_buckets"]}
                 staging.write_part(places, spec["part"], **sizes, record=self.config.record)
@@ -193,14 +183,15 @@ class CorpusBuild:
         num_duplicates = sum(result["counts"].get("duplicate", 0) for result in written)
         tally.records.update(kept=num_records, dropped=num_duplicates)
         tally.dropped.update(duplicate=num_duplicates)
-        tally.changed.update(repeated_id=sum(result["counts"].get("repeated_id", 0) for result in written))
+        for change in ("repeated_id", *staging.contradictions(self.config.record)):
+            tally.changed.update({change: sum(result["counts"].get(change, 0) for result in written)})
         account = tally.to_tree()
         counts = {"kept": num_records, "dropped": account["dropped"], "rejected": account["rejected"]}
         counts |= {"passed_over": account["passed_over"], "changed": account["changed"]}
         if num_records == 0:
             raise StageError(
                 f"{self.output}: not one {self.config.record} was kept (빈 말뭉치): {counts}; "
-                f"see {self.output}/rejects for files, offsets and errors"
+                f"see {self.output}/rejects for files, offsets and errors{_advice(account['passed_over'])}"
             )
         read = [self._staging.result("read", part) for part in range(len(written))]
         rejects = [result["rejects"] for result in read]
@@ -312,6 +303,10 @@ class CorpusBuild:
 
     def _num_buckets(self) -> int:
         return 1 + self.listing.num_bytes // BUCKET_INPUT_BYTES
+
+
+def _advice(passed_over: dict[str, int]) -> str:
+    return "; a table that is called .txt needs its format (tsv or csv)" if "text_has_no_rows" in passed_over else ""
 
 
 def _file_entry(result: dict[str, Any]) -> dict[str, Any]:

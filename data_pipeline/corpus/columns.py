@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.corpus.records import Document, Instruction, Reject
+from data_pipeline.corpus.records import Document, Found, Reject
 from data_pipeline.corpus.sources import InputConfig
 from data_pipeline.stage import StageError
 
@@ -24,7 +24,7 @@ class RowShape:
     """
 
     check: Callable[[Iterable[str], InputConfig], list[str]]
-    make: Callable[[Mapping[str, Any], InputConfig, int], Document | Instruction | Reject]
+    make: Callable[[Mapping[str, Any], InputConfig, int], Found]
 
 
 class MissingColumnError(StageError):

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from data_pipeline.corpus.columns import DOCUMENTS, RowShape
 from data_pipeline.corpus.encoding import encoding_of
-from data_pipeline.corpus.records import Document, Instruction, Reject
+from data_pipeline.corpus.records import Found, Reject
 from data_pipeline.corpus.sources import InputConfig
 
 MAX_FIELD_CHARS = 64 << 20
@@ -23,16 +23,12 @@ _UNDECODABLE = re.compile("[\udc80-\udcff]")
 _NO_HEADER = re.compile("[\0\udc80-\udcff]")  # UTF-16, which Excel calls "Unicode text", has zeros between letters
 
 
-def read_csv(
-    stream: BinaryIO, options: InputConfig, shape: RowShape = DOCUMENTS
-) -> Iterator[Document | Instruction | Reject]:
+def read_csv(stream: BinaryIO, options: InputConfig, shape: RowShape = DOCUMENTS) -> Iterator[Found]:
     """What each row holds, or a reject, of a comma-separated file; positions count rows from 1."""
     return _read(stream, options, shape, _Commas)
 
 
-def read_tsv(
-    stream: BinaryIO, options: InputConfig, shape: RowShape = DOCUMENTS
-) -> Iterator[Document | Instruction | Reject]:
+def read_tsv(stream: BinaryIO, options: InputConfig, shape: RowShape = DOCUMENTS) -> Iterator[Found]:
     """What each row holds, or a reject, of a tab-separated file; a quote in it is an ordinary character."""
     return _read(stream, options, shape, _Tabs)
 
@@ -61,9 +57,7 @@ class _Row:
         return f"line {self.last_line}" if self.first_line == self.last_line else several
 
 
-def _read(
-    stream: BinaryIO, options: InputConfig, shape: RowShape, dialect: type[csv.Dialect]
-) -> Iterator[Document | Instruction | Reject]:
+def _read(stream: BinaryIO, options: InputConfig, shape: RowShape, dialect: type[csv.Dialect]) -> Iterator[Found]:
     encoding = encoding_of(stream, options)
     csv.field_size_limit(MAX_FIELD_CHARS)
     lines = io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline="")
@@ -85,7 +79,7 @@ def _read(
 
 def _documents(
     rows: _Rows, header: list[str], options: InputConfig, shape: RowShape, *, encoding: str
-) -> Iterator[Document | Instruction | Reject]:
+) -> Iterator[Found]:
     position = 0
     while (row := rows.next(num_cells=len(header))) is not None:
         if row.fault:

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipeline.corpus.archive import ExpansionLimits
 from data_pipeline.corpus.read import FileRange, Reading
-from data_pipeline.corpus.records import AnyRecord, Record, RecordName, Reject
+from data_pipeline.corpus.records import AnyRecord, ExampleRecord, Record, RecordName, Reject
 from data_pipeline.corpus.sources import InputConfig, InputFile, find_files
 from data_pipeline.stage import StageError
 
@@ -19,6 +19,12 @@ MAX_FILES = 50
 MAX_SHOWN_CHARS = 200
 
 
+_KOREAN: dict[RecordName, str] = {
+    "document": "",
+    "instruction": " (지시 대화)",
+    "label": " (분류)",
+    "pair": " (글 쌍)",
+}
 # A row of these files may be either kind of record; of other files only a look at all of it tells.
 _ROW_KINDS = {"jsonl", "csv", "tsv", "parquet"}
 
@@ -44,7 +50,7 @@ class Inspection:
         lines = [
             f"files      {self.num_files:,} ({self.num_bytes:,} bytes): {kinds}",
             f"looked at  {look}: {self.tally['records'].get('found', 0):,} records",
-            f"record     {self.record}" + (f" (지시 대화): {forms}" if forms else ""),
+            f"record     {self.record}{_KOREAN[self.record]}" + (f": {forms}" if forms else ""),
         ]
         lines += [
             f"{name:<10} {self.tally[name]}"
@@ -59,6 +65,8 @@ class Inspection:
 def _texts(record: AnyRecord) -> list[str]:
     if isinstance(record, Record):
         return [_cut(record.text)]
+    if isinstance(record, ExampleRecord):
+        return [f"{name:<10} {_cut(str(cell))}" for name, cell in record.cells.items() if cell is not None]
     lines = []
     for turn in record.messages:
         lines.append(f"{turn['role']:<10} {_cut(turn['content'])}")
@@ -81,7 +89,8 @@ def inspect_path(path: Path, *, options: InputConfig | None = None, num_samples:
     for file in find_files([chosen]):
         files.add(file)
     has_rows = any(kind in _ROW_KINDS for kind in files.kinds)
-    kinds: tuple[RecordName, ...] = ("instruction", "document") if has_rows else ("document", "instruction")
+    of_rows: tuple[RecordName, ...] = ("instruction", "label", "pair")
+    kinds: tuple[RecordName, ...] = (*of_rows, "document") if has_rows else ("document", *of_rows)
     looks: dict[RecordName, Inspection] = {}
     faults: dict[RecordName, StageError] = {}
     for record in kinds:
@@ -93,7 +102,10 @@ def inspect_path(path: Path, *, options: InputConfig | None = None, num_samples:
             if looks[record].samples:
                 return looks[record]
     if "document" in faults:
-        hint = "for questions and answers: record: instruction, columns: {instruction: …, output: …}"
+        hint = (
+            "for questions and answers: record: instruction, columns: {instruction: …, output: …}; for texts with a "
+            "label: record: label, columns: {text_a: …, label: …}"
+        )
         raise StageError(f"{faults['document']}; {hint}")
     return looks["document"]
 

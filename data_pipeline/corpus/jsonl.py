@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from data_pipeline.corpus.columns import DOCUMENTS, RowShape
 from data_pipeline.corpus.encoding import encoding_of
 from data_pipeline.corpus.json_stream import JsonError, iterate_values
-from data_pipeline.corpus.records import Document, Instruction, Reject
+from data_pipeline.corpus.records import Found, Reject
 from data_pipeline.corpus.sources import InputConfig
 from data_pipeline.corpus.text import rest_of_line
 
@@ -21,7 +21,7 @@ _JSON = json.JSONDecoder(strict=False)  # raw control characters inside strings 
 
 def read_jsonl(
     stream: BinaryIO, options: InputConfig, shape: RowShape = DOCUMENTS, *, start: int = 0, stop: int | None = None
-) -> Iterator[Document | Instruction | Reject]:
+) -> Iterator[Found]:
     """What each line holds that begins in [start, stop) of `stream`, or a reject; its position is its byte offset.
 
     Raises:
@@ -53,9 +53,7 @@ def is_array(stream: BinaryIO) -> bool:
     return head.startswith(b"[")
 
 
-def _read_array(
-    stream: BinaryIO, options: InputConfig, shape: RowShape, *, encoding: str
-) -> Iterator[Document | Instruction | Reject]:
+def _read_array(stream: BinaryIO, options: InputConfig, shape: RowShape, *, encoding: str) -> Iterator[Found]:
     is_first = True
     try:
         for _, offset, row in iterate_values(stream, encoding=encoding):

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from data_pipeline.corpus import aihub, instructions
+from data_pipeline.corpus import aihub, examples, instructions
 from data_pipeline.corpus.columns import DOCUMENTS, RowShape
 from data_pipeline.corpus.delimited import read_csv, read_tsv
+from data_pipeline.corpus.examples import LABELS, PAIRS
+from data_pipeline.corpus.instructions import INSTRUCTIONS
 from data_pipeline.corpus.parquet import read_parquet
-from data_pipeline.corpus.records import Document, Instruction, RecordName, Reject
+from data_pipeline.corpus.records import Found, RecordName
 from data_pipeline.corpus.sources import InputConfig, Kind
-
-Found = Document | Instruction | Reject
 
 # Of tables; JSONL, which is read by byte ranges, and JSON, which is read whole or not at all, are `read.py`'s.
 ROW_READERS: dict[Kind, Callable[[BinaryIO, InputConfig, RowShape], Iterator[Found]]] = {
@@ -27,18 +27,39 @@ ROW_READERS: dict[Kind, Callable[[BinaryIO, InputConfig, RowShape], Iterator[Fou
 class RecordKind:
     """What rows of named columns become, what a JSON file holds, and why a file that could be read is passed over.
 
-    `is_all`: whether all that a package holds should be of this kind, so that other files speak against it.
+    `is_all`: whether all that a package holds should be of this kind, so that other files speak against it. `columns`:
+    the keys of the config's columns that it takes, and `needs` the sets of them of which it must have one.
     """
 
     rows: RowShape
     read_json: Callable[[BinaryIO, InputConfig], Iterator[Found]]
     skip_reason: Callable[[str, Kind | None], str]
-    is_all: bool
+    is_all: bool = False
+    columns: tuple[str, ...] = ()
+    needs: tuple[tuple[str, ...], ...] = ()
 
 
 KINDS: dict[RecordName, RecordKind] = {
     "document": RecordKind(DOCUMENTS, aihub.read_aihub, lambda path, kind: "", is_all=True),
     "instruction": RecordKind(
-        instructions.INSTRUCTIONS, instructions.read_json, instructions.skip_reason, is_all=False
+        INSTRUCTIONS.shape,
+        INSTRUCTIONS.read_json,
+        instructions.skip_reason,
+        columns=("instruction", "output", "input", "system", "messages", "id"),
+        needs=(("instruction", "output"), ("messages",)),
+    ),
+    "label": RecordKind(
+        LABELS.shape,
+        LABELS.read_json,
+        examples.skip_reason,
+        columns=("text_a", "text_b", "label", "id"),
+        needs=(("text_a", "label"),),
+    ),
+    "pair": RecordKind(
+        PAIRS.shape,
+        PAIRS.read_json,
+        examples.skip_reason,
+        columns=("text_a", "text_b", "text_c", "score", "id"),
+        needs=(("text_a", "text_b"),),
     ),
 }

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.corpus.columns import RowShape
-from data_pipeline.corpus.records import Document, Instruction, Reject
+from data_pipeline.corpus.records import Found, Reject
 from data_pipeline.corpus.sources import InputConfig
 
 BATCH_ROWS = 512
 
 
-def read_parquet(stream: BinaryIO, options: InputConfig, shape: RowShape) -> Iterator[Document | Instruction | Reject]:
+def read_parquet(stream: BinaryIO, options: InputConfig, shape: RowShape) -> Iterator[Found]:
     """What each row holds, or a reject; positions count rows from 1. Of a broken file, what stands before the fault.
 
     Raises:

@@ -20,7 +20,7 @@ from data_pipeline.corpus.json_stream import JsonError, dumps
 from data_pipeline.corpus.jsonl import read_jsonl
 from data_pipeline.corpus.kinds import KINDS, ROW_READERS, RecordKind
 from data_pipeline.corpus.plain import read_text
-from data_pipeline.corpus.records import HELDOUT, AnyRecord, Document, Instruction, RecordName, Reject
+from data_pipeline.corpus.records import HELDOUT, AnyRecord, Document, Example, Found, Instruction, RecordName, Reject
 from data_pipeline.corpus.sources import (
     InputConfig,
     InputFile,
@@ -33,8 +33,6 @@ from data_pipeline.corpus.sources import (
 from data_pipeline.corpus.tally import Tally, package_key
 from data_pipeline.corpus.text import normalise
 from data_pipeline.stage import StageError
-
-Found = Document | Instruction | Reject
 
 MAX_LOST_NAMED = 20  # files a task that `Reading.lost` names; rejects/ has them all
 _WITH_ENCODING: tuple[Kind, ...] = ("json", "jsonl", "csv", "tsv", "text")
@@ -79,10 +77,12 @@ class Reading:
         limits: ExpansionLimits,
         on_reject: Callable[[Reject], None],
         record: RecordName = "document",
+        kind: RecordKind | None = None,
     ) -> None:
+        """`kind`: how rows are read, where it is not as those of `record`."""
         self.tally = Tally()
         self.lost: list[Reject] = []
-        self._kind = KINDS[record]
+        self._kind = KINDS[record] if kind is None else kind
         self._inputs = inputs
         self._limits = limits
         self._on_reject = on_reject
@@ -217,9 +217,10 @@ class Reading:
             return
         found, changes = found.normalised()
         self.tally.changed.update(changes)
-        if isinstance(found, Instruction):
+        if isinstance(found, Instruction | Example):
             self.tally.forms[found.form] += 1
-        if found.source:
+        # A table was saved by somebody out of AIHub's xlsx: no package that could be judged.
+        if found.source and not item.path.endswith((".csv", ".tsv")):
             self._note(item, "text", found.num_text_bytes)
         if found.is_empty:
             self.tally.records["dropped"] += 1
@@ -295,10 +296,11 @@ def _whole_or_nothing(record: RecordKind, stream: BinaryIO, options: InputConfig
     yield from record.read_json(stream, options)
 
 
-def _record(found: Document | Instruction, item: _Item, options: InputConfig) -> AnyRecord:
+def _record(found: Document | Instruction | Example, item: _Item, options: InputConfig) -> AnyRecord:
+    is_validation = options.validation_is_heldout and is_heldout(item.path)
     return found.record(
         normalise(f"{item.place}#{found.key}")[0],
         source=options.source or found.source or item.file.source,
         metadata=dumps(found.metadata | ({"member": item.member} if item.member else {})),
-        split_hint=HELDOUT if options.validation_is_heldout and is_heldout(item.path) else "",
+        split_hint=HELDOUT if options.split == HELDOUT or is_validation else "",
     )

@@ -5,6 +5,7 @@ A corpus holds one kind of record; `SCHEMAS` names the columns of each kind.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from data_pipeline.corpus.text import normalise
 from data_pipeline.disk import DurableFile
 from data_pipeline.stage import StageError, read_manifest
 
-RecordName = Literal["document", "instruction"]
+RecordName = Literal["document", "instruction", "label", "pair"]
 
 HELDOUT = "heldout"
 ROW_GROUP_ROWS = 16_384
@@ -33,6 +34,12 @@ _BESIDE = [("source", pa.string()), ("metadata", pa.string()), ("split_hint", pa
 SCHEMAS: dict[RecordName, pa.Schema] = {
     "document": pa.schema([("id", pa.string()), ("text", pa.string()), *_BESIDE]),
     "instruction": pa.schema([("id", pa.string()), ("messages", _MESSAGES), *_BESIDE]),
+    "label": pa.schema(
+        [*((name, pa.string()) for name in ("id", "text_a", "text_b", "label")), *_BESIDE],
+    ),
+    "pair": pa.schema(
+        [*((name, pa.string()) for name in ("id", "text_a", "text_b", "text_c")), ("score", pa.float64()), *_BESIDE],
+    ),
 }
 
 
@@ -108,6 +115,40 @@ class Instruction:
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """One row of cells as `examples.py` made it. `cells`: by column of the record's schema; an absent one is null.
+
+    `key`, `position`, `form`, `source`, `metadata` and `changes` are those of an instruction.
+    """
+
+    key: str
+    cells: dict[str, str | float | None]
+    position: int
+    form: str
+    source: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return False  # an empty text is rejected, never dropped
+
+    @property
+    def num_text_bytes(self) -> int:
+        return sum(len(text.encode()) for text in _texts(self.cells))
+
+    def normalised(self) -> tuple[Example, tuple[str, ...]]:
+        return self, self.changes
+
+    def record(self, key: str, *, source: str, metadata: str, split_hint: str) -> ExampleRecord:
+        return ExampleRecord(key, self.cells, source, metadata, split_hint)
+
+
+def _texts(cells: dict[str, str | float | None]) -> list[str]:
+    return [str(cell) for name, cell in cells.items() if name.startswith("text") and cell is not None]
+
+
+@dataclass(frozen=True, slots=True)
 class Reject:
     """Input that could not be read: why (`reason`, counted) and what was wrong (`error`, for a person)."""
 
@@ -138,8 +179,17 @@ class Record:
         return self.text
 
     @property
+    def asked(self) -> str:
+        """What records have in common that contradict each other unless they are equal; "" where none can."""
+        return ""
+
+    @property
     def num_chars(self) -> int:
         return len(self.text)
+
+    def cell(self, name: str) -> Any:
+        """What stands in a column of the schema."""
+        return getattr(self, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +207,45 @@ class InstructionRecord:
         return dumps(self.messages)
 
     @property
+    def asked(self) -> str:
+        return ""
+
+    @property
     def num_chars(self) -> int:
         return sum(len(turn["content"]) + len(turn["input"]) for turn in self.messages)
 
+    def cell(self, name: str) -> Any:
+        return getattr(self, name)
 
-AnyRecord = Record | InstructionRecord
+
+@dataclass(frozen=True, slots=True)
+class ExampleRecord:
+    """One row of a corpus of labels or pairs."""
+
+    id: str
+    cells: dict[str, str | float | None]
+    source: str
+    metadata: str
+    split_hint: str
+
+    @property
+    def compared(self) -> str:
+        return dumps(self.cells)
+
+    @property
+    def asked(self) -> str:
+        return dumps(_texts(self.cells))
+
+    @property
+    def num_chars(self) -> int:
+        return sum(map(len, _texts(self.cells)))
+
+    def cell(self, name: str) -> Any:
+        return getattr(self, name) if name in self.__slots__ else self.cells.get(name)
+
+
+Found = Document | Instruction | Example | Reject
+AnyRecord = Record | InstructionRecord | ExampleRecord
 
 
 class RecordWriter:
@@ -198,7 +282,7 @@ class RecordWriter:
     def _flush_rows(self) -> None:
         if not self._rows:
             return
-        columns = [[getattr(row, name) for row in self._rows] for name in self._schema.names]
+        columns = [[row.cell(name) for row in self._rows] for name in self._schema.names]
         self._rows, self._row_text_chars = [], 0
         arrays = [pa.array(column, type=kind) for column, kind in zip(columns, self._schema.types, strict=True)]
         self.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
@@ -243,9 +327,11 @@ def iterate_rows(path: Path, *, columns: Sequence[str] | None = None) -> Iterato
 
 
 def text_bytes(batch: pa.RecordBatch) -> pa.Array:
-    """UTF-8 bytes of each row's text, or of the contents and inputs of its turns; int64."""
-    if "text" in batch.schema.names:
-        return pc.cast(pc.binary_length(batch["text"]), pa.int64())
+    """UTF-8 bytes of each row's texts, or of the contents and inputs of its turns; int64."""
+    names = [name for name in batch.schema.names if name.startswith("text")]
+    if names:
+        sizes = [pc.fill_null(pc.cast(pc.binary_length(batch[name]), pa.int64()), 0) for name in names]
+        return functools.reduce(pc.add, sizes)
     turns = pc.list_flatten(batch["messages"])
     sizes = pc.add(*(pc.binary_length(pc.struct_field(turns, name)) for name in ("content", "input")))
     table = pa.table({"row": pc.list_parent_indices(batch["messages"]), "size": pc.cast(sizes, pa.int64())})

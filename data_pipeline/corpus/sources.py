@@ -15,10 +15,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from data_pipeline.config import Config
 from data_pipeline.corpus import hub
+from data_pipeline.corpus.mapping import Columns
 from data_pipeline.corpus.walk import Entry, walk
 from data_pipeline.stage import StageError
 
@@ -53,26 +54,6 @@ _HELDOUT = re.compile(r"validation", re.IGNORECASE)
 _SAMPLE = re.compile(r"(^|[/\d._ ])sample|샘플", re.IGNORECASE)
 
 
-class InstructionColumns(Config):
-    """Where an instruction row keeps its turns: columns, or paths into them such as `taskinfo.output`."""
-
-    instruction: str = ""
-    output: str = ""
-    input: str = Field(default="", description="what the instruction is about, kept apart from it as Alpaca does")
-    system: str = ""
-    messages: str = Field(default="", description="the list of turns, in place of instruction and output")
-    id: str = Field(default="", description="'' = a row's own `id` where it has one, else its position")
-
-    @model_validator(mode="after")
-    def _is_one_form(self) -> InstructionColumns:
-        has_pair = bool(self.instruction and self.output)
-        is_mixed = self.messages and (self.instruction or self.output or self.input)
-        if is_mixed or not (self.messages or has_pair):
-            named = ", ".join(f"{key}: {name}" for key, name in self if name) or "nothing"
-            raise ValueError(f"got {named}; name instruction and output, or messages alone")
-        return self
-
-
 class InputConfig(Config):
     """One file or folder to read, and how."""
 
@@ -85,8 +66,11 @@ class InputConfig(Config):
     text_column: str = "text"
     id_column: str = Field(default="", description="'' = a row's own `id` where it has one, else its position")
     metadata_columns: tuple[str, ...] = ()
-    columns: InstructionColumns | None = Field(
-        default=None, description="of instruction rows; none = by the keys of the row, which the manifest tells (forms)"
+    columns: Columns | None = Field(
+        default=None, description="of rows; none = by the keys of the row, which the manifest tells (forms)"
+    )
+    split: Literal["auto", "heldout"] = Field(
+        default="auto", description="heldout = never trained on; auto = AIHub's, else by a hash of each record's id"
     )
     encoding: Literal["auto", "utf-8", "cp949"] = Field(
         default="auto", description="auto = UTF-8, else CP949, by a sample"

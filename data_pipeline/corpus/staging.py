@@ -26,7 +26,19 @@ from data_pipeline.corpus.records import RecordName, RecordWriter, Reject, itera
 from data_pipeline.corpus.sources import InputConfig
 
 LISTING_NAME = "inputs.jsonl"
-TEXT, ID = "text", "id"  # what is compared: equal texts (or turns) are dropped, equal ids are told apart
+# What is compared: equal texts (or turns, or rows of cells) are dropped, equal ids are told apart. Of examples also the
+# texts alone: what is left of those and is equal says two things of one text, which is counted.
+TEXT, ID, ASKED = "text", "id", "asked"
+_CONTRADICTIONS: dict[RecordName, str] = {"label": "contradicting_label", "pair": "contradicting_score"}
+
+
+def contradictions(record: RecordName) -> tuple[str, ...]:
+    """The count of rows that contradict an earlier one; none where records can't."""
+    return tuple(name for kind, name in _CONTRADICTIONS.items() if kind == record)
+
+
+def _compared(record: RecordName) -> tuple[str, ...]:
+    return (TEXT, ID, ASKED) if record in _CONTRADICTIONS else (TEXT, ID)
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ def read_part(
     record: RecordName,
 ) -> None:
     """Read `pieces` into rows, their digests and rejects; the tally is the marker."""
-    texts, ids = Digests(), Digests()
+    digests = {what: Digests() for what in _compared(record)}
     with _Rejects(staging.output / "rejects" / f"part-{part:05d}.jsonl") as rejects:
         reading = Reading(inputs, limits=limits, on_reject=rejects.add, record=record)
         with (
@@ -85,10 +97,12 @@ def read_part(
             for piece in pieces:
                 for row in reading.records(piece):
                     writer.write(row)
-                    texts.add(row.compared)
-                    ids.add(row.id)
-    texts.save(staging.digests(part, TEXT))
-    ids.save(staging.digests(part, ID))
+                    digests[TEXT].add(row.compared)
+                    digests[ID].add(row.id)
+                    if ASKED in digests:
+                        digests[ASKED].add(row.asked)
+    for what, found in digests.items():
+        found.save(staging.digests(part, what))
     result = {
         "tally": reading.tally.to_tree(),
         "rejects": rejects.entry(),
@@ -97,9 +111,9 @@ def read_part(
     disk.write_json(staging.marker("read", part), result)
 
 
-def find_repeats(staging: Staging, bucket: int, *, num_parts: int, num_buckets: int) -> None:
+def find_repeats(staging: Staging, bucket: int, *, num_parts: int, num_buckets: int, record: RecordName) -> None:
     """Name every row of a range of digests whose text, or id, an earlier row has."""
-    for what in (TEXT, ID):
+    for what in _compared(record):
         parts = [staging.digests(part, what) for part in range(num_parts)]
         places = duplicates.find_repeats(parts, bucket=bucket, num_buckets=num_buckets)
         duplicates.save_places(staging.repeats(bucket, what), places)
@@ -112,7 +126,7 @@ def write_part(staging: Staging, part: int, *, num_buckets: int, record: RecordN
     sources: dict[str, Counter[str]] = {}
     path = staging.output / "data" / f"part-{part:05d}.parquet"
     with disk.durable_file(path) as file, contextlib.closing(RecordWriter(file, kind=record)) as writer:
-        for batch in _without_repeats(staging, part, num_buckets, counts):
+        for batch in _without_repeats(staging, part, num_buckets, counts, record=record):
             writer.write_batch(batch)
             _count_rows(batch, counts, sources)
     entry = asdict(file.record(f"data/{path.name}")) if counts["num_records"] else None
@@ -121,19 +135,24 @@ def write_part(staging: Staging, part: int, *, num_buckets: int, record: RecordN
     disk.write_json(staging.marker("write", part), {"file": entry, "counts": counts, "sources": sources})
 
 
-def _without_repeats(staging: Staging, part: int, num_buckets: int, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-    same_text, same_id = (
-        duplicates.rows_of_part([staging.repeats(bucket, what) for bucket in range(num_buckets)], part)
-        for what in (TEXT, ID)
-    )
+def _without_repeats(
+    staging: Staging, part: int, num_buckets: int, counts: Counter[str], *, record: RecordName
+) -> Iterator[pa.RecordBatch]:
+    same = {
+        what: duplicates.rows_of_part([staging.repeats(bucket, what) for bucket in range(num_buckets)], part)
+        for what in _compared(record)
+    }
     start = 0
     for batch in iterate_rows(staging.rows(part)):
         rows = np.arange(start, start + batch.num_rows)
         start += batch.num_rows
-        is_kept = np.isin(rows, same_text, invert=True)
-        is_renamed = np.isin(rows, same_id) & is_kept
+        is_kept = np.isin(rows, same[TEXT], invert=True)
+        is_renamed = np.isin(rows, same[ID]) & is_kept
         counts["duplicate"] += int((~is_kept).sum())
         counts["repeated_id"] += int(is_renamed.sum())
+        for name in contradictions(record):
+            # An earlier row has its texts and none has its cells: they differ in what they say of them.
+            counts[name] += int((np.isin(rows, same[ASKED]) & is_kept).sum())
         if is_renamed.any():
             batch = _with_new_ids(batch, part, rows, is_renamed)
         yield batch.filter(pa.array(is_kept))

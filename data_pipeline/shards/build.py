@@ -1,6 +1,7 @@
-"""`dure shards build`: corpus records -> ids + EOS -> Arrow shards of train and heldout.
+"""`dure shards build`: corpus records -> ids -> Arrow shards of train and heldout.
 
-Documents are encoded as they are, instruction records through a template. What made the ids is kept beside them.
+Documents are encoded as they are, instruction records through a template, label and pair records in a frame. What made
+the ids is kept beside them.
 
 One task a Parquet part of the corpus; each commits its own shards and then a record of them under `.tasks/`, so that a
 killed task leaves nothing that counts. The result depends on corpus, tokenizer and config alone: not on the number
@@ -21,12 +22,24 @@ from pydantic import Field
 from data_pipeline import disk
 from data_pipeline.config import Config, to_tree
 from data_pipeline.corpus.records import HELDOUT
+from data_pipeline.shards.accept import KEYS, check_corpus, check_counts, check_faults, examples_manifest
 from data_pipeline.shards.companions import remove_companions, write_companions
-from data_pipeline.shards.format import FORMAT_VERSION, KIND, SPLITS, Split, read_shards_manifest, token_dtype
-from data_pipeline.shards.instructions import FAULTS, instructions_recipe
+from data_pipeline.shards.examples import ExampleShape, TooLong, examples_recipe, scan_corpus
+from data_pipeline.shards.format import (
+    EXAMPLES,
+    FORMAT_VERSION,
+    KIND,
+    SPLITS,
+    Split,
+    read_shards_manifest,
+    token_dtype,
+)
+from data_pipeline.shards.frames import FrameChoice, find_frame
+from data_pipeline.shards.instructions import instructions_recipe
+from data_pipeline.shards.labels import Labels
 from data_pipeline.shards.part import COUNTS, DOCUMENTS, Recipe, is_heldout, write_part
 from data_pipeline.stage import MANIFEST_NAME, Manifest, StageError, Task, fingerprint, read_manifest, write_manifest
-from data_pipeline.templates.load import load_template, template_names
+from data_pipeline.templates.load import load_template
 from data_pipeline.tokenizer.encode import special_tokens
 from data_pipeline.tokenizer.fingerprint import tokenizer_file, tokenizer_fingerprint
 
@@ -37,6 +50,7 @@ if TYPE_CHECKING:
 TASKS_FOLDER = ".tasks"
 # What decides whether a build is accepted, not what its shards hold.
 _LIMITS = ("max_unk_rate", "drop_faulty_rows")
+_OF_EXAMPLES = tuple(key for key, records in KEYS.items() if set(records) <= set(EXAMPLES))
 
 
 class ShardsConfig(Config):
@@ -50,8 +64,16 @@ class ShardsConfig(Config):
     max_shard_bytes: int = Field(default=256_000_000, ge=16_384)
     max_unk_rate: float = Field(default=0.01, ge=0, le=1)  # of all tokens without EOS
     template: str | None = None  # of instruction records: a name, a file, or "tokenizer" for the tokenizer's own
-    max_tokens: int | None = Field(default=None, ge=2)  # of an instruction row, EOS included; longer ones are faulty
-    drop_faulty_rows: bool = False  # count and leave out instruction rows that can't be learned, instead of refusing
+    # Of an instruction row, EOS included, or of a sequence of an example, its frame included; longer ones are faulty.
+    max_tokens: int | None = Field(default=None, ge=2)
+    drop_faulty_rows: bool = False  # count and leave out rows that can't be learned, instead of refusing
+    frame: FrameChoice = Field(default="auto", description="of label and pair records: what stands around their texts")
+    labels: Labels | None = Field(
+        default=None, description="of label records: the classes in their order; none = all of the corpus"
+    )
+    too_long: TooLong = Field(
+        default="refuse", description="of sequences of more than max_tokens; cut = the longest text first, from its end"
+    )
 
 
 @dataclass(frozen=True)
@@ -88,7 +110,7 @@ class ShardsBuild:
         """One task a part of the corpus, in corpus order."""
         self.is_done()
         corpus = self._corpus()
-        inputs = self.inputs
+        inputs, shape = self.inputs, self._shape()
         task_inputs = fingerprint({key: value for key, value in inputs.items() if key not in _LIMITS})
         return [
             Task(
@@ -98,6 +120,7 @@ class ShardsBuild:
                     "file": entry["name"],
                     "inputs_sha256": task_inputs,
                     "tokenizer_fingerprint": inputs["tokenizer_fingerprint"],
+                    **({} if shape is None else {"shape": shape.to_tree()}),
                 },
                 num_bytes=entry["num_bytes"],
             )
@@ -120,7 +143,7 @@ class ShardsBuild:
             )
         part = write_part(
             self.config.corpus / task.spec["file"],
-            recipe=self._recipe(),
+            recipe=self._recipe(ExampleShape.from_tree(task.spec["shape"]) if "shape" in task.spec else None),
             encoder=encoder,
             output=self.output,
             name=task.name,
@@ -135,10 +158,12 @@ class ShardsBuild:
                 "pad_id": encoder.pad_id,
                 "unk_id": encoder.unk_id,
             },
+            "eos_is_sep": encoder.eos_is_sep,
             "files": part.files,
             "counts": part.counts,
             "sources": part.sources,
             "examples": part.examples,
+            "classes": part.classes,
         }
         folder = self.output / TASKS_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,14 +174,16 @@ class ShardsBuild:
         if self.is_done():
             self._remove_task_records()
             return read_shards_manifest(self.output)
-        records = self._records()
-        recipe = self._recipe()
+        records, shape = self._records(), self._shape()
+        recipe = self._recipe(shape)
         splits = {
             split: {key: sum(record["counts"][split][key] for record in records) for key in (*COUNTS, *recipe.counts)}
             for split in SPLITS
         }
-        self._check_faults(splits, records)
-        self._check_counts(splits)
+        if not self.config.drop_faulty_rows:
+            check_faults(self.output, recipe=recipe, splits=splits, examples=[record["examples"] for record in records])
+        check_counts(self.output, recipe=recipe, splits=splits, max_unk_rate=self.config.max_unk_rate)
+        examples = examples_manifest(self.output, shape, records)
         files = [
             entry for split in SPLITS for record in records for entry in record["files"] if entry["split"] == split
         ]
@@ -176,6 +203,8 @@ class ShardsBuild:
                 "tokenizer": tokenizer,
                 "pad_is_eos": tokenizer["pad_id"] is None,
                 "dtype": token_dtype(tokenizer["vocab_size"]).name,
+                **({"eos_is_sep": True} if records[0]["eos_is_sep"] else {}),
+                **examples,
                 "corpus_files_sha256": inputs["corpus_files_sha256"],
                 "splits": splits,
                 "sources": _add_sources(records),
@@ -190,35 +219,14 @@ class ShardsBuild:
 
     def _corpus(self) -> Manifest:
         corpus = read_manifest(self.config.corpus, kind="corpus")
-        record, template = corpus["record"], self.config.template
-        if record not in ("document", "instruction"):
-            raise StageError(
-                f"{self.config.corpus}: holds {record!r} records, but shards are made of 'document' or 'instruction' "
-                "records; give such a corpus"
-            )
-        if record == "instruction" and template is None:
-            raise StageError(
-                f"{self.config.corpus}: holds instruction records, but template is not set; set template to one of "
-                f"{', '.join(template_names())} ('tokenizer' is its own chat template), or to the path of a file"
-            )
-        for key in ("template", "max_tokens"):
-            if record == "document" and (value := getattr(self.config, key)) is not None:
-                raise StageError(
-                    f"{self.config.corpus}: holds document records, but {key} is {value!r}; leave {key} out, or "
-                    "give a corpus of instruction records (`dure corpus build --record instruction`)"
-                )
-        if corpus["num_records"] == 0:
-            raise StageError(
-                f"{self.config.corpus}: the corpus holds 0 {record}s (빈 말뭉치), so there is nothing to encode; "
-                "its manifest.json counts what `dure corpus build` dropped and rejected, and why"
-            )
+        check_corpus(self.config.corpus, corpus, self.config)
         return corpus
 
     @property
     def inputs(self) -> dict[str, Any]:
         """All that decides the shards; no paths, so that equal shards have equal manifests wherever they lie."""
         tree = to_tree(self.config)
-        corpus, template = self._corpus(), self._template()
+        corpus, template, shape = self._corpus(), self._template(), self._shape()
         folder = tokenizer_file(self.config.tokenizer).parent
         return {
             "format_version": FORMAT_VERSION,
@@ -226,15 +234,38 @@ class ShardsBuild:
             "corpus_files_sha256": fingerprint(corpus["files"]),
             "tokenizer_fingerprint": tokenizer_fingerprint(self.config.tokenizer),
             "special_tokens": special_tokens(folder),
-            **{key: value for key, value in tree.items() if key not in ("corpus", "tokenizer", "output")},
+            **{
+                key: value for key, value in tree.items() if key not in ("corpus", "tokenizer", "output", *_OF_EXAMPLES)
+            },
             "template": None if template is None else {"name": template.name, "sha256": template.sha256},
+            # Not for other records: their shards of before there were examples are as good.
+            **({} if shape is None else {"examples": shape.to_tree()}),
         }
 
     def _template(self) -> Template | None:
         name = self.config.template
         return None if name is None else load_template(name, tokenizer=self.config.tokenizer)
 
-    def _recipe(self) -> Recipe:
+    def _shape(self) -> ExampleShape | None:
+        """What decides the examples of a corpus of label or pair records; None of other records."""
+        corpus = self._corpus()
+        if corpus["record"] not in EXAMPLES:
+            return None
+        labels, num_sequences = scan_corpus(
+            self.config.corpus, corpus["manifest_sha256"], has_labels=self.config.labels is None
+        )
+        return ExampleShape(
+            record=corpus["record"],
+            frame=find_frame(self.config.tokenizer, wanted=self.config.frame),
+            num_sequences=num_sequences,
+            labels=labels if self.config.labels is None else self.config.labels,
+            max_tokens=self.config.max_tokens,
+            too_long=self.config.too_long,
+        )
+
+    def _recipe(self, shape: ExampleShape | None) -> Recipe:
+        if shape is not None:
+            return examples_recipe(shape)
         template = self._template()
         return DOCUMENTS if template is None else instructions_recipe(template, max_tokens=self.config.max_tokens)
 
@@ -248,8 +279,8 @@ class ShardsBuild:
         if not path.is_file():
             return None
         record: dict[str, Any] = json.loads(path.read_text())
-        # A record of before sources were counted is made again.
-        if record["inputs_sha256"] != task.spec["inputs_sha256"] or "sources" not in record:
+        # A record of before classes were counted is made again.
+        if record["inputs_sha256"] != task.spec["inputs_sha256"] or "classes" not in record:
             return None
         for entry in record["files"]:
             shard = self.output / entry["name"]
@@ -267,44 +298,6 @@ class ShardsBuild:
                 "start the build again, it goes on where it stopped"
             )
         return [record for record in records if record is not None]
-
-    def _check_faults(self, splits: dict[Split, dict[str, int]], records: list[dict[str, Any]]) -> None:
-        """Law 10: rows that nothing can be learned from are counted and refused."""
-        if self.config.drop_faulty_rows:
-            return
-        found = []
-        for fault, meaning in FAULTS.items():
-            count = sum(counts.get(fault, 0) for counts in splits.values())
-            examples = [record["examples"][fault] for record in records if fault in record["examples"]]
-            if count:
-                found.append(f"{count:,} {meaning} (the first is {examples[0]!r})")
-        if found:
-            raise StageError(
-                f"{self.output}: of the instruction rows, {'; '.join(found)}; mend them in the corpus, "
-                "or leave them out with drop_faulty_rows=true"
-            )
-
-    def _check_counts(self, splits: dict[Split, dict[str, int]]) -> None:
-        train, limit = splits["train"], self.config.max_unk_rate
-        if self.config.template is not None and train["num_documents"] == 0:
-            raise StageError(
-                f"{self.output}: no instruction row is left for train ({splits['heldout']['num_documents']:,} are held "
-                "out, the others faulty); lower heldout_fraction, or look at the counts in .tasks"
-            )
-        if train["num_tokens"] == train["num_documents"]:
-            raise StageError(
-                f"{self.output}: the {train['num_documents']:,} documents of train encode to no token beside EOS "
-                f"({splits['heldout']['num_documents']:,} documents are held out); lower heldout_fraction, "
-                "or look at the tokenizer's card (README.md in its folder)"
-            )
-        num_unk = sum(counts["num_unk"] for counts in splits.values())
-        num_ids = sum(counts["num_tokens"] - counts["num_documents"] for counts in splits.values())
-        if num_unk > limit * num_ids:
-            raise StageError(
-                f"{self.output}: {num_unk:,} of {num_ids:,} tokens are unknown to the tokenizer "
-                f"({num_unk / num_ids:.3%}), max_unk_rate is {limit:.3%}; use a byte-level tokenizer or one with a "
-                "larger alphabet, or raise max_unk_rate"
-            )
 
     def _remove_task_records(self) -> None:
         if (self.output / TASKS_FOLDER).exists():

@@ -8,7 +8,9 @@
     rows/...                      row tables, made later by data_pipeline/stream/table.py
 
 Every document is its ids and a final EOS. A document of n + 1 ids gives n (input, label) pairs, here called pairs. In
-shards of instruction records a row is a document with `loss_spans`: the ids [start, end) of it that are targets.
+shards of instruction records a row is a document with `loss_spans`: the ids [start, end) of it that are targets. In
+shards of label and pair records a row is an example of `num_sequences` framed sequences one after another: `ends` tells
+where each of them ends, and `value` is the number of its class, or its score.
 """
 
 from __future__ import annotations
@@ -39,8 +41,32 @@ LOSS_SPANS = pa.list_(
     )
 )
 
+ENDS = pa.list_(pa.field("item", pa.int32(), nullable=False))
+
 Split = Literal["train", "heldout"]
-RecordKind = Literal["document", "instruction"]
+RecordKind = Literal["document", "instruction", "label", "pair"]
+FrameKind = Literal["bert", "roberta", "plain"]
+
+# Columns beside those that every shard has. Spans and ends may stand side by side.
+COLUMNS: dict[RecordKind, tuple[pa.Field, ...]] = {
+    "document": (),
+    "instruction": (pa.field("loss_spans", LOSS_SPANS, nullable=False),),
+    "label": (pa.field("ends", ENDS, nullable=False), pa.field("value", pa.float64(), nullable=False)),
+    "pair": (pa.field("ends", ENDS, nullable=False), pa.field("value", pa.float64(), nullable=False)),
+}
+EXAMPLES: tuple[RecordKind, ...] = ("label", "pair")  # records whose rows are examples, which are never packed
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands around the texts of a sequence; ids of the tokenizer's roles.
+
+    bert: CLS a SEP [b SEP]; roberta: CLS a SEP [SEP b SEP]; plain, with neither id: a EOS [b EOS].
+    """
+
+    kind: FrameKind
+    cls_id: int | None = None
+    sep_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +81,11 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """The shards of one split, in corpus order, as the manifest tells them. Nothing is opened."""
+    """The shards of one split, in corpus order, as the manifest tells them. Nothing is opened.
+
+    `num_targets`: of examples one each. `num_sequences` (of an example), `labels` (class names in the order of their
+    numbers, of label records) and `frame` are 0, () and None where rows are no examples.
+    """
 
     folder: Path
     split: str
@@ -71,6 +101,9 @@ class ShardSet:
     num_targets: int
     num_bytes: int
     files: tuple[ShardFile, ...]
+    num_sequences: int = 0
+    labels: tuple[str, ...] = ()
+    frame: Frame | None = None
 
     @property
     def pad_is_eos(self) -> bool:
@@ -79,7 +112,7 @@ class ShardSet:
 
     @property
     def num_pairs(self) -> int:
-        """(input, label) pairs: each token but a document's last is an input once."""
+        """(input, label) pairs of documents and instruction rows: each token but the last of one is an input once."""
         return self.num_tokens - self.num_documents
 
 
@@ -97,9 +130,7 @@ def shard_schema(dtype: np.dtype[Any], *, record: RecordKind) -> pa.Schema:
         pa.field("num_bytes", pa.int64(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
     ]
-    if record == "instruction":
-        columns.append(pa.field("loss_spans", LOSS_SPANS, nullable=False))
-    return pa.schema(columns)
+    return pa.schema([*columns, *COLUMNS[record]])
 
 
 def read_shards_manifest(folder: Path) -> Manifest:
@@ -124,11 +155,12 @@ def read_shards(folder: Path, *, split: str) -> ShardSet:
             f"{folder}: split {split!r} holds 0 documents; "
             "raise heldout_fraction or add text, and build the shards again"
         )
-    tokenizer = manifest["tokenizer"]
+    tokenizer, record = manifest["tokenizer"], manifest.get("record", "document")
+    num_pairs = counts["num_tokens"] - counts["num_documents"]
     return ShardSet(
         folder=folder,
         split=split,
-        record=manifest.get("record", "document"),
+        record=record,
         manifest_sha256=manifest["manifest_sha256"],
         tokenizer_fingerprint=manifest["tokenizer_fingerprint"],
         dtype=np.dtype(manifest["dtype"]),
@@ -138,9 +170,12 @@ def read_shards(folder: Path, *, split: str) -> ShardSet:
         pad_id=tokenizer["eos_id"] if tokenizer["pad_id"] is None else tokenizer["pad_id"],
         num_documents=counts["num_documents"],
         num_tokens=counts["num_tokens"],
-        num_targets=counts.get("num_targets", counts["num_tokens"] - counts["num_documents"]),
+        num_targets=counts["num_documents"] if record in EXAMPLES else counts.get("num_targets", num_pairs),
         num_bytes=counts["num_bytes"],
         files=tuple(_shard_file(folder, entry) for entry in manifest["files"] if entry["split"] == split),
+        num_sequences=manifest.get("num_sequences", 0),
+        labels=tuple(manifest.get("labels", ())),
+        frame=Frame(**manifest["frame"]) if manifest.get("frame") else None,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.shards.format import (
+    EXAMPLES,
     SPLITS,
     TOKENIZER_FOLDER,
     RecordKind,
@@ -23,6 +24,7 @@ from data_pipeline.shards.format import (
     read_shards_manifest,
     tokenizer_folder,
 )
+from data_pipeline.shards.inspect_examples import first_examples, lines_of_manifest
 from data_pipeline.shards.reader import iterate_lengths
 from data_pipeline.stage import StageError
 from data_pipeline.stream.batch import NO_TARGET, Batch, RowBuffers
@@ -65,15 +67,19 @@ def describe(
     manifest = read_shards_manifest(folder)
     shards = read_shards(folder, split=split)
     decoder = _decoder(shards, tokenizer)
+    if shards.record in EXAMPLES:
+        if packing is not None:
+            raise StageError(
+                f"{folder}: holds {shards.record} records, which are never packed, but packing is {packing!r}"
+            )
+        return "\n".join(_lines_of_examples(shards, manifest, decoder, num_rows=num_rows, colour=colour)) + "\n"
     packing = packing or PACKINGS[shards.record]
     if shards.record == "instruction" and packing != "best_fit":
         raise StageError(
             f"{folder}: holds instruction rows, which are packed best_fit only, but packing is {packing!r}"
         )
     lines = [
-        f"{folder}: shards of {manifest['record']} records, {manifest['dtype']} ids",
-        f"tokenizer {shards.tokenizer_fingerprint[:16]}…, {shards.vocab_size:,} ids, EOS {shards.eos_id}, "
-        + ("no pad token of its own (a free row of the model pads)" if shards.pad_is_eos else f"pad {shards.pad_id}"),
+        *_head(shards, manifest),
         *_template_line(manifest),
         *_table_of_splits(manifest),
         *_table_of_targets(manifest),
@@ -83,6 +89,25 @@ def describe(
         *_rows(shards, decoder, seq_len=seq_len, packing=packing, num_rows=num_rows, colour=colour),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _head(shards: ShardSet, manifest: dict[str, Any]) -> Iterator[str]:
+    yield f"{shards.folder}: shards of {manifest['record']} records, {manifest['dtype']} ids"
+    padding = "no pad token of its own (a free row of the model pads)" if shards.pad_is_eos else f"pad {shards.pad_id}"
+    end = f"EOS {shards.eos_id}" + (" (its SEP)" if manifest.get("eos_is_sep") else "")
+    yield f"tokenizer {shards.tokenizer_fingerprint[:16]}…, {shards.vocab_size:,} ids, {end}, {padding}"
+
+
+def _lines_of_examples(
+    shards: ShardSet, manifest: dict[str, Any], decoder: Tokenizer | None, *, num_rows: int, colour: bool
+) -> Iterator[str]:
+    yield from _head(shards, manifest)
+    yield from lines_of_manifest(manifest)
+    yield from _table_of_splits(manifest)
+    yield f"tokens an example, frame included, {shards.split}:"
+    yield from _histogram(shards)
+    yield f"first examples of {shards.split} (before the permutation):"
+    yield from first_examples(shards, decoder, num_rows=num_rows, colour=colour)
 
 
 def _decoder(shards: ShardSet, tokenizer: Path | None) -> Tokenizer | None:
@@ -126,7 +151,7 @@ def _table_of_targets(manifest: dict[str, Any]) -> Iterator[str]:
 
 def _table_of_splits(manifest: dict[str, Any]) -> Iterator[str]:
     """Of instruction rows, bytes are those of the answers, and stand beside the targets."""
-    is_document = manifest["record"] == "document"
+    is_document = manifest["record"] != "instruction"
     bytes_name, rate_name = ("bytes", "B/token") if is_document else ("answer bytes", "B/target")
     yield (
         f"{'split':8} {'files':>7} {'documents':>13} {'empty':>9} {'tokens':>17} {bytes_name:>17} "

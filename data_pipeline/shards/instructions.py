@@ -36,7 +36,7 @@ FAULTS = {
 def instructions_recipe(template: Template, *, max_tokens: int | None) -> Recipe:
     """How instruction records become rows. Rows of more than `max_tokens` ids, EOS included, are a fault."""
     encode = functools.partial(_encode, template=template, max_tokens=max_tokens)
-    return Recipe("instruction", COLUMNS, encode, counts=("num_targets", *FAULTS))
+    return Recipe("instruction", COLUMNS, encode, counts=("num_targets", *FAULTS), faults=FAULTS)
 
 
 def _encode(batch: pa.RecordBatch, encoder: Encoder, *, template: Template, max_tokens: int | None) -> Encoded:

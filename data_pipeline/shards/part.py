@@ -1,7 +1,7 @@
 """One Parquet part of a corpus -> its shards of train and heldout, with counts.
 
-What a batch of records becomes is the business of the function that encodes it: `encode_documents` here, and
-`encode_instructions` beside it.
+What a batch of records becomes is the business of the function that encodes it: `encode_documents` here, and those of
+`instructions.py` and `examples.py`.
 """
 
 from __future__ import annotations
@@ -47,25 +47,31 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the records of one kind become documents: the columns that it takes, and what it counts beside `COUNTS`."""
+    """How the records of one kind become documents: the columns that it takes, and what it counts beside `COUNTS`.
+
+    `faults`: the counts of records that a build refuses unless it is told to leave them out, and what each means.
+    """
 
     record: RecordKind
     columns: tuple[str, ...]
     encode: Callable[[pa.RecordBatch, Encoder], Encoded]
     counts: tuple[str, ...] = ()
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PartResult:
     """What one part became: files as the manifest spells them, the counts of each split, and an id for each fault.
 
-    `sources`: the documents of each source in each split.
+    `sources`: the documents of each source in each split. `classes`: of label records the examples of each class number
+    in each split.
     """
 
     files: list[dict[str, Any]]
     counts: dict[str, dict[str, int]]
     sources: dict[str, dict[str, int]]
     examples: dict[str, str]
+    classes: dict[str, dict[int, int]]
 
 
 def write_part(
@@ -85,6 +91,7 @@ def write_part(
     dtype = token_dtype(encoder.vocab_size)
     counts = {split: Counter(dict.fromkeys((*COUNTS, *recipe.counts), 0)) for split in SPLITS}
     sources: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    classes: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
     examples: dict[str, str] = {}
     writers = {}
     for split in SPLITS:
@@ -110,6 +117,8 @@ def write_part(
             writers[split].add(part)
             counts[split].update(_counts(part))
             sources[split].update(part.sources)
+            if recipe.record == "label" and part.values is not None:
+                classes[split].update(part.values.astype(np.int64).tolist())
             counts[split].update({key: int(values[of_kept].sum()) for key, values in found.counts.items()})
             counts[split].update({key: int((values & chosen).sum()) for key, values in found.faults.items()})
     for writer in writers.values():
@@ -120,6 +129,7 @@ def write_part(
         counts={split: dict(counts[split]) for split in SPLITS},
         sources={split: dict(sources[split]) for split in SPLITS},
         examples=examples,
+        classes={split: dict(classes[split]) for split in SPLITS},
     )
 
 

@@ -58,6 +58,18 @@ def loss_spans(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.int
     return column.offsets.to_numpy(), starts, ends
 
 
+def sequence_ends(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Of a record batch of examples: (offsets of each example's ends, ends inside its input_ids), not copied."""
+    column = batch.column("ends")
+    return column.offsets.to_numpy(), column.values.to_numpy()
+
+
+def values(batch: pa.RecordBatch) -> NDArray[np.float64]:
+    """Of each example: the number of its class, or its score; NaN where it has none. Not copied."""
+    found: NDArray[np.float64] = batch.column("value").to_numpy()
+    return found
+
+
 @dataclass(frozen=True)
 class InstructionIds:
     """One instruction row: its ids with every EOS, and the spans [start, end) of them that are targets, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.shards.format import SPLITS, ShardSet, read_shards, read_shards_manifest
-from data_pipeline.shards.reader import loss_spans, open_shard
+from data_pipeline.shards.format import EXAMPLES, SPLITS, ShardSet, read_shards, read_shards_manifest
+from data_pipeline.shards.reader import loss_spans, open_shard, values
+from data_pipeline.shards.verify_examples import faults_of_examples
 from data_pipeline.stage import MANIFEST_NAME, Manifest, StageError, read_manifest, verify_files
 
 
@@ -31,18 +33,24 @@ def verify(folder: Path) -> list[str]:
 def _faults_of_split(shards: ShardSet, manifest: Manifest) -> list[str]:
     faults: list[str] = []
     found = {"num_documents": 0, "num_tokens": 0, "num_bytes": 0, "num_empty": 0}
+    says = manifest["splits"][shards.split]
     if shards.record == "instruction":
         found["num_targets"] = 0
+    if shards.record == "pair":
+        found["num_scored"] = 0
+    if shards.record == "label":
+        classes = manifest["classes"][shards.split]
+        says = says | {f"class {number}": classes[label] for number, label in enumerate(shards.labels)}
+        found |= {f"class {number}": 0 for number in range(len(shards.labels))}
     for file in shards.files:
         try:
             for number, batch in enumerate(open_shard(file)):
                 faults += _faults_of_batch(batch, shards, where=f"{file.path}: record batch {number}")
                 for key, count in _counts(batch, shards).items():
-                    found[key] += count
+                    found[key] = found.get(key, 0) + count
         except StageError as error:
             faults.append(str(error))
             return faults  # the counts below would only repeat it
-    says = manifest["splits"][shards.split]
     for key, count in found.items():
         if says.get(key, count) != count:
             faults.append(
@@ -59,7 +67,7 @@ def _faults_of_batch(batch: pa.RecordBatch, shards: ShardSet, *, where: str) -> 
         yield f"{where}: the offsets of its documents are not ascending from 0 to {len(ids):,}; build again"
         return
     ends = ids[offsets[1:] - 1]
-    if (ends != shards.eos_id).any():
+    if shards.record not in EXAMPLES and (ends != shards.eos_id).any():
         place = int(np.argmax(ends != shards.eos_id))
         name = batch.column("record_id")[place].as_py()
         yield f"{where}: document {name!r} ends in id {ends[place]}, not in EOS {shards.eos_id}; build again"
@@ -67,6 +75,8 @@ def _faults_of_batch(batch: pa.RecordBatch, shards: ShardSet, *, where: str) -> 
         yield f"{where}: id {int(ids.max())} is not below vocab_size {shards.vocab_size}; build again"
     if shards.record == "instruction":
         yield from _faults_of_spans(batch, shards, where=where)
+    if shards.record in EXAMPLES:
+        yield from faults_of_examples(batch, shards, where=where)
 
 
 def _faults_of_spans(batch: pa.RecordBatch, shards: ShardSet, *, where: str) -> Iterator[str]:
@@ -106,6 +116,10 @@ def _counts(batch: pa.RecordBatch, shards: ShardSet) -> dict[str, int]:
     if shards.record == "instruction":
         _, starts, ends = loss_spans(batch)
         return _counts_of_ids(batch, lengths) | {"num_targets": int((ends - starts).sum(dtype=np.int64))}
+    if shards.record == "pair":
+        return _counts_of_ids(batch, lengths) | {"num_scored": int(np.count_nonzero(~np.isnan(values(batch))))}
+    if shards.record == "label":
+        return _counts_of_ids(batch, lengths) | Counter(f"class {value:g}" for value in values(batch).tolist())
     return _counts_of_ids(batch, lengths)
 
 

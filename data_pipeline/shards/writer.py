@@ -16,15 +16,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_pipeline import disk
-from data_pipeline.shards.format import LOSS_SPANS, RECORDS_PER_BATCH, RecordKind, shard_schema
+from data_pipeline.shards.format import ENDS, LOSS_SPANS, RECORDS_PER_BATCH, RecordKind, shard_schema
 from data_pipeline.stage import StageError
 
 # Arrow's metadata: measured 1.2 KB for schema and footer, 0.6 KB a record batch with its padding to 64 bytes.
 FILE_OVERHEAD_BYTES = 8_192
 BATCH_OVERHEAD_BYTES = 2_048
 RECORD_OVERHEAD_BYTES = 8 + 8 + 4 + 4  # list offset, num_bytes, two string offsets
-SPANS_OVERHEAD_BYTES = 4  # list offset
+LIST_OVERHEAD_BYTES = 4  # list offset, of spans and of ends
 SPAN_BYTES = 4 + 4
+END_BYTES = 4
+VALUE_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,27 @@ class LossSpans:
 
 
 @dataclass(frozen=True)
+class Ends:
+    """Where the sequences of a chunk of documents end inside each document, `counts` of them a document, flat."""
+
+    counts: NDArray[np.int64]
+    ends: NDArray[np.int32]
+
+    def where(self, chosen: NDArray[np.bool_]) -> Ends:
+        return Ends(self.counts[chosen], self.ends[np.repeat(chosen, self.counts)])
+
+    def slice(self, start: int, stop: int) -> Ends:
+        first, last = int(self.counts[:start].sum()), int(self.counts[:stop].sum())
+        return Ends(self.counts[start:stop], self.ends[first:last])
+
+
+@dataclass(frozen=True)
 class Documents:
     """A chunk of encoded documents. `ids`: flat, each document's EOS included; `lengths`: ids of each document.
 
-    `loss_spans`: of instruction rows; None for documents, where every id but the first is a target.
+    `loss_spans`: of rows with targets; None for documents, where every id but the first is a target. `ends`: of rows of
+    several sequences. `values`: of examples, the number of a class or a score. Which of them a shard has is told by its
+    kind of record.
     """
 
     ids: NDArray[Any]
@@ -57,6 +76,8 @@ class Documents:
     num_bytes: NDArray[np.int64]
     sources: Sequence[str]
     loss_spans: LossSpans | None = None
+    ends: Ends | None = None
+    values: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -72,6 +93,8 @@ class Documents:
             num_bytes=self.num_bytes[chosen],
             sources=[source for source, keep in zip(self.sources, chosen, strict=True) if keep],
             loss_spans=None if self.loss_spans is None else self.loss_spans.where(chosen),
+            ends=None if self.ends is None else self.ends.where(chosen),
+            values=None if self.values is None else self.values[chosen],
         )
 
     def slice(self, start: int, stop: int) -> Documents:
@@ -83,6 +106,8 @@ class Documents:
             num_bytes=self.num_bytes[start:stop],
             sources=self.sources[start:stop],
             loss_spans=None if self.loss_spans is None else self.loss_spans.slice(start, stop),
+            ends=None if self.ends is None else self.ends.slice(start, stop),
+            values=None if self.values is None else self.values[start:stop],
         )
 
 
@@ -153,9 +178,11 @@ class ShardWriter:
             for record_id, source in zip(documents.record_ids, documents.sources, strict=True)
         ]
         found = documents.lengths * self._itemsize + np.array(texts, np.int64) + RECORD_OVERHEAD_BYTES
-        if documents.loss_spans is None:
-            return found
-        return found + SPANS_OVERHEAD_BYTES + SPAN_BYTES * documents.loss_spans.counts
+        if documents.loss_spans is not None:
+            found += LIST_OVERHEAD_BYTES + SPAN_BYTES * documents.loss_spans.counts
+        if documents.ends is not None:
+            found += LIST_OVERHEAD_BYTES + END_BYTES * documents.ends.counts
+        return found if documents.values is None else found + VALUE_BYTES
 
     def _refuse(self, documents: Documents, number: int) -> None:
         raise StageError(
@@ -180,9 +207,8 @@ class ShardWriter:
             pa.array(np.concatenate([chunk.num_bytes for chunk in chunks])),
             pa.array([source for chunk in chunks for source in chunk.sources], pa.string()),
         ]
-        if "loss_spans" in self._schema.names:
-            columns.append(_span_column([chunk.loss_spans for chunk in chunks if chunk.loss_spans is not None]))
-        self._shard.batches.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        more = [_COLUMNS[name](chunks) for name in self._schema.names if name in _COLUMNS]
+        self._shard.batches.append(pa.RecordBatch.from_arrays([*columns, *more], schema=self._schema))
 
     def _commit(self) -> None:
         if self._shard.chunks:
@@ -196,13 +222,29 @@ class ShardWriter:
         self.files.append(asdict(record) | {"split": self._split} | _batch_counts(shard.batches))
 
 
-def _span_column(chunks: list[LossSpans]) -> pa.ListArray:
-    counts = np.concatenate([np.zeros(1, np.int64), *(chunk.counts for chunk in chunks)])
-    starts, ends = (np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in ("starts", "ends"))
+def _span_column(chunks: list[Documents]) -> pa.ListArray:
+    spans_of = [chunk.loss_spans for chunk in chunks if chunk.loss_spans is not None]
+    counts = np.concatenate([np.zeros(1, np.int64), *(spans.counts for spans in spans_of)])
+    starts, ends = (np.concatenate([getattr(spans, name) for spans in spans_of]) for name in ("starts", "ends"))
     spans = pa.StructArray.from_arrays(
         [pa.array(starts, pa.int32()), pa.array(ends, pa.int32())], fields=list(LOSS_SPANS.value_type)
     )
     return pa.ListArray.from_arrays(pa.array(np.cumsum(counts), pa.int32()), spans, type=LOSS_SPANS)
+
+
+def _end_column(chunks: list[Documents]) -> pa.ListArray:
+    ends_of = [chunk.ends for chunk in chunks if chunk.ends is not None]
+    counts = np.concatenate([np.zeros(1, np.int64), *(ends.counts for ends in ends_of)])
+    flat = pa.array(np.concatenate([ends.ends for ends in ends_of]), pa.int32())
+    return pa.ListArray.from_arrays(pa.array(np.cumsum(counts), pa.int32()), flat, type=ENDS)
+
+
+def _value_column(chunks: list[Documents]) -> pa.Array:
+    # from_pandas=False: NaN is a value here, not a null.
+    return pa.array(np.concatenate([chunk.values for chunk in chunks if chunk.values is not None]), from_pandas=False)
+
+
+_COLUMNS = {"loss_spans": _span_column, "ends": _end_column, "value": _value_column}
 
 
 def _batch_counts(batches: list[pa.RecordBatch]) -> dict[str, Any]:

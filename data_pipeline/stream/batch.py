@@ -27,7 +27,7 @@ class Batch:
     `input_ids` (B, T) int64. `labels` (B, T) int64, already shifted: the id that follows `input_ids[b, t]` in the same
     document, -100 where there is no target. `position_ids` (B, T) int64, 0 at the start of each segment (a document, a
     piece of one, or the padding at a row's end). `row_ids` (B,) int64, -1 for a row of padding alone. `num_targets`
-    counts the labels that are not -100.
+    counts the labels that are not -100. `epochs` (B,) int64: in which epoch each row stands, where the stream knows it.
     """
 
     input_ids: IntArray
@@ -35,6 +35,12 @@ class Batch:
     position_ids: IntArray
     row_ids: IntArray
     num_targets: int
+    epochs: IntArray | None = None
+
+    @property
+    def num_inputs(self) -> int:
+        """Places of the rows, padding among them: what a step computes."""
+        return int(self.input_ids.size)
 
     def to_torch(self, device: Any = "cpu") -> TorchBatch:
         """Copies as tensors on `device`; they stay as they are when the arrays of this batch are written again."""

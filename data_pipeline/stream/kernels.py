@@ -182,6 +182,77 @@ def gather_segments(
 
 
 @compiled
+def _copy_framed(ids: Any, start: int, cls_id: int, sep_id: int, inputs: Any, labels: Any, positions: Any) -> None:
+    last = len(inputs) - 1
+    inputs[0], labels[0], positions[0] = cls_id, -100, 0
+    for i in range(1, last):
+        inputs[i] = ids[start + i - 1]
+        labels[i] = inputs[i]
+        positions[i] = i
+    inputs[last], labels[last], positions[last] = sep_id, -100, last
+
+
+@compiled
+def gather_framed(
+    row_numbers: Any,
+    first: int,
+    row_ends: Any,
+    starts: Any,
+    lengths: Any,
+    table: Any,
+    like: Any,
+    tick: int,
+    cls_id: int,
+    sep_id: int,
+    pad_id: int,
+    inputs: Any,
+    labels: Any,
+    positions: Any,
+) -> Any:
+    """Write rows `first`.. of framed pieces; returns what `gather_segments` returns.
+
+    A piece is `lengths[s]` places: CLS, ids from token `starts[s]` of the split on, SEP. The label of an id is itself.
+    """
+    seq_len = inputs.shape[1]
+    num_targets = 0
+    b = 0
+    for r in range(first, len(row_numbers)):
+        row = row_numbers[r]
+        if row < 0 or row >= len(row_ends):
+            return r, NO_SUCH_ROW, num_targets
+        at, of_row = 0, 0
+        for s in range(row_ends[row - 1] if row else 0, row_ends[row]):
+            start, length = starts[s], int(lengths[s])
+            if start < table.first_token[b] or start >= table.first_token[b + 1]:
+                b = np.searchsorted(table.first_token, start, side="right") - 1
+            if b < 0 or b >= len(table.values_address):
+                return r, DAMAGED, num_targets
+            if start + length - 2 >= table.first_token[b + 1] or length < 3 or at + length > seq_len:
+                return r, DAMAGED, num_targets
+            if table.values_address[b] == 0:
+                return r, b, num_targets
+            table.last_used[table.file_number[b]] = tick
+            num_ids = table.first_token[b + 1] - table.first_token[b]
+            ids = carray(_pointer(table.values_address[b]), num_ids, like.dtype)
+            of_inputs, of_labels, of_positions = inputs[r], labels[r], positions[r]
+            end = at + length
+            _copy_framed(
+                ids,
+                start - table.first_token[b],
+                cls_id,
+                sep_id,
+                of_inputs[at:end],
+                of_labels[at:end],
+                of_positions[at:end],
+            )
+            at = end
+            of_row += length - 2
+        _pad(pad_id, inputs[r], labels[r], positions[r], at)
+        num_targets += of_row
+    return len(row_numbers), DONE, num_targets
+
+
+@compiled
 def _document_of(offsets: Any, num_documents: int, token: int) -> int:
     """The document that holds id `token` of a record batch."""
     low, high = 0, num_documents - 1

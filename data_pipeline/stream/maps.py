@@ -22,6 +22,7 @@ from data_pipeline.stream.kernels import (
     BatchTable,
     SpanTable,
     gather_concatenated,
+    gather_framed,
     gather_segments,
     hide_what_is_no_target,
 )
@@ -83,6 +84,29 @@ class ShardMaps:
             num_targets += written
             self._resolve(answer)
         return num_targets if self.spans is None else self._hide(numbers, segments, self.spans, out.labels)
+
+    def write_framed(
+        self,
+        numbers: IntArray,
+        row_ends: IntArray,
+        starts: IntArray,
+        lengths: NDArray[np.int32],
+        out: RowBuffers,
+        *,
+        frame: tuple[int, int],
+    ) -> int:
+        """Write rows of pieces between the ids of `frame` (see `gather_framed`) into `out`; returns their targets."""
+        self.tick += 1
+        segments = (row_ends, starts, lengths)
+        arrays = (out.input_ids, out.labels, out.position_ids)
+        num_done, answer, num_targets = 0, NOT_STARTED, 0
+        while answer != DONE:
+            num_done, answer, written = gather_framed(
+                numbers, num_done, *segments, self.table, self.like, self.tick, *frame, self.pad_id, *arrays
+            )
+            num_targets += written
+            self._resolve(answer)
+        return num_targets
 
     def _hide(self, numbers: IntArray, segments: tuple[Any, ...], spans: SpanTable, labels: IntArray) -> int:
         """Take the labels of instruction rows away that are no targets; returns how many are left."""

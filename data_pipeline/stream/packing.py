@@ -44,6 +44,18 @@ def pack_best_fit(starts: IntArray, lengths: IntArray, *, seq_len: int) -> Packe
     return PackedWindow(row_ends=row_ends[:num_rows].copy(), starts=out_starts, lengths=out_lengths)
 
 
+def frame_pieces(starts: IntArray, lengths: IntArray, *, seq_len: int) -> tuple[IntArray, IntArray]:
+    """Documents of `lengths` ids as pieces that fit a row with an id before and an id behind each.
+
+    Returns (where each piece begins, its places in a row: its ids and two more). A document of 0 ids has none.
+    """
+    room = seq_len - 2
+    num_pieces = -(-lengths // room)
+    document = np.repeat(np.arange(len(lengths)), num_pieces)
+    inner = (np.arange(len(document)) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)) * room
+    return starts[document] + inner, np.minimum(lengths[document] - inner, room) + 2
+
+
 def count_cut_by_rows(first_pair: int, lengths: IntArray, *, seq_len: int) -> int:
     """How many documents a row's end cuts when documents are concatenated, the first one at pair `first_pair`."""
     starts = first_pair + np.cumsum(lengths) - lengths

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.shards.format import ShardSet, read_shards
 from data_pipeline.stage import StageError
-from data_pipeline.stream.batch import Batch, RowBuffers
+from data_pipeline.stream.batch import Batch, RowBuffers, padding_batch
 from data_pipeline.stream.maps import ShardMaps
 from data_pipeline.stream.packing import Packing
 from data_pipeline.stream.table import RowCounts, RowTable, TooLong, open_table
@@ -74,6 +74,10 @@ class Rows:
     @property
     def counts(self) -> RowCounts:
         return self._table.counts
+
+    def padding(self) -> Batch:
+        """One row without a target."""
+        return padding_batch(seq_len=self.seq_len, pad_id=self.pad_id)
 
     def gather(self, row_numbers: IntArray, out: RowBuffers | None = None) -> Batch:
         """The rows of those numbers, in that order, written into `out` (which the Batch then shows) or new memory.

@@ -1,15 +1,17 @@
 """The row table of one packing: which pairs of which documents stand in which row, committed beside the shards.
 
-    rows/<split>-<packing>-<seq_len>/       …-drop/ where instruction rows that are too long were left out
+    rows/<split>-<packing>-<seq_len>/       …-drop/ where instruction rows that are too long were left out; <packing>
+                                            is "framed" for pieces between two ids
       manifest.json    identity, number of rows, what was cut and padded; written last
-      row_ends.i64     best_fit only: row r is segments row_ends[r - 1]..row_ends[r]
+      row_ends.i64     not for concatenated rows: row r is segments row_ends[r - 1]..row_ends[r]
       starts.i64       the token of the split at which a segment begins
-      lengths.i32      its pairs
+      lengths.i32      its pairs; of a framed piece its places, two more than its ids
 
 Concatenated rows need no table: row r is pairs [r * seq_len, (r + 1) * seq_len), found by bisection in the shards' own
-offsets. Built in one pass over the documents' lengths; a window of documents is in memory at a time. Files are read
-through memory maps: 12 bytes a document and 8 a row, 1.2 % of the ids at 500 tokens a document. An instruction row is
-never cut: one that is longer than `seq_len` is in no row, and counted.
+offsets. Framed rows (of masked language models) are packed best-fit with two places more a piece, for the ids around
+it. Built in one pass over the documents' lengths; a window of documents is in memory at a time. Files are read through
+memory maps: 12 bytes a document and 8 a row, 1.2 % of the ids at 500 tokens a document. An instruction row is never
+cut: one that is longer than `seq_len` is in no row, and counted.
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ from data_pipeline.disk import FileRecord
 from data_pipeline.shards.format import ShardSet
 from data_pipeline.shards.reader import iterate_lengths
 from data_pipeline.stage import MANIFEST_NAME, StageError, file_entries, fingerprint, read_manifest, write_manifest
-from data_pipeline.stream.packing import WINDOW_DOCUMENTS, Packing, count_cut_by_rows, pack_best_fit
+from data_pipeline.stream.packing import WINDOW_DOCUMENTS, Packing, count_cut_by_rows, frame_pieces, pack_best_fit
 
 IntArray = NDArray[np.int64]
 
 TooLong = Literal["refuse", "drop"]
+Form = Packing | Literal["framed"]
 
 KIND = "rows"
 FORMAT_VERSION = 1
@@ -48,7 +51,7 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 class RowCounts:
     """What became of the documents of a split. `num_documents_cut`: in more than one row.
 
-    `num_documents_too_long`: instruction rows that are in no row. `num_pairs`: those in rows.
+    `num_documents_too_long`: instruction rows that are in no row. `num_pairs`: those in rows; of framed rows, ids.
     """
 
     num_rows: int
@@ -71,14 +74,30 @@ class RowTable:
     lengths: NDArray[np.int32]
 
 
-def rows_identity(shards: ShardSet, *, packing: Packing, seq_len: int, too_long: TooLong = "refuse") -> str:
-    """sha256 of all that decides which row holds what. `too_long` decides nothing for documents."""
-    decided_by = [FORMAT_VERSION, shards.manifest_sha256, shards.split, packing, seq_len]
+def rows_identity(
+    shards: ShardSet,
+    *,
+    packing: Form,
+    seq_len: int,
+    too_long: TooLong = "refuse",
+    frame: tuple[int, int] | None = None,
+) -> str:
+    """sha256 of all that decides which row holds what. `too_long` decides nothing for documents.
+
+    `frame`: of framed rows, the ids before and behind each piece.
+    """
+    decided_by = [FORMAT_VERSION, shards.manifest_sha256, shards.split, packing, seq_len, *(frame or ())]
     return fingerprint(decided_by if shards.record == "document" else [*decided_by, too_long])
 
 
 def open_table(
-    shards: ShardSet, *, packing: Packing, seq_len: int, build: bool, too_long: TooLong = "refuse"
+    shards: ShardSet,
+    *,
+    packing: Form,
+    seq_len: int,
+    build: bool,
+    too_long: TooLong = "refuse",
+    frame: tuple[int, int] | None = None,
 ) -> RowTable:
     """The row table of a packing; made and committed first if it is missing and `build` is true.
 
@@ -90,7 +109,7 @@ def open_table(
     """
     drops = shards.record == "instruction" and too_long == "drop"
     folder = shards.folder / "rows" / f"{shards.split}-{packing}-{seq_len}{'-drop' * drops}"
-    identity = rows_identity(shards, packing=packing, seq_len=seq_len, too_long=too_long)
+    identity = rows_identity(shards, packing=packing, seq_len=seq_len, too_long=too_long, frame=frame)
     if shards.record == "instruction" and packing != "best_fit":
         raise StageError(
             f"{shards.folder}: holds instruction rows, but packing is {packing!r}, which would cut them; "
@@ -107,7 +126,7 @@ def open_table(
         with _lock(folder):
             if not _is_built(folder, identity):
                 _build(shards, folder, identity, packing=packing, seq_len=seq_len)
-    return _read(folder, packing)
+    return _read(folder)
 
 
 def _refuse_too_long(shards: ShardSet, seq_len: int) -> None:
@@ -141,12 +160,14 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _build(shards: ShardSet, folder: Path, identity: str, *, packing: Packing, seq_len: int) -> None:
+def _build(shards: ShardSet, folder: Path, identity: str, *, packing: Form, seq_len: int) -> None:
     if folder.exists():
         disk.remove_tree(folder)  # of other shards, or unfinished
     folder.mkdir()
-    build = _build_best_fit if packing == "best_fit" else _count_concatenated
-    counts, files = build(shards, folder, seq_len)
+    if packing == "concatenated":
+        counts, files = _count_concatenated(shards, folder, seq_len)
+    else:
+        counts, files = _build_best_fit(shards, folder, seq_len, is_framed=packing == "framed")
     write_manifest(
         folder,
         {
@@ -163,8 +184,11 @@ def _build(shards: ShardSet, folder: Path, identity: str, *, packing: Packing, s
     )
 
 
-def _build_best_fit(shards: ShardSet, folder: Path, seq_len: int) -> tuple[RowCounts, list[FileRecord]]:
-    num_rows = num_segments = num_cut = num_without = num_too_long = num_pairs = 0
+def _build_best_fit(
+    shards: ShardSet, folder: Path, seq_len: int, *, is_framed: bool
+) -> tuple[RowCounts, list[FileRecord]]:
+    num_rows = num_segments = num_cut = num_without = num_too_long = num_pairs = num_places = 0
+    room = seq_len - 2 if is_framed else seq_len
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(disk.durable_file(folder / name)) for name in DTYPES}
         for starts, lengths in _windows(shards):
@@ -172,14 +196,16 @@ def _build_best_fit(shards: ShardSet, folder: Path, seq_len: int) -> tuple[RowCo
                 fits = lengths <= seq_len
                 num_too_long += int(np.count_nonzero(~fits))
                 starts, lengths = starts[fits], lengths[fits]
-            window = pack_best_fit(starts, lengths, seq_len=seq_len)
+            pieces = frame_pieces(starts, lengths, seq_len=seq_len) if is_framed else (starts, lengths)
+            window = pack_best_fit(*pieces, seq_len=seq_len)
             files["row_ends.i64"].write((window.row_ends + num_segments).astype("<i8"))
             files["starts.i64"].write(window.starts.astype("<i8"))
             files["lengths.i32"].write(window.lengths.astype("<i4"))
             num_rows += len(window.row_ends)
             num_segments += len(window.starts)
             num_pairs += int(lengths.sum())
-            num_cut += int(np.count_nonzero(lengths > seq_len))
+            num_places += int(window.lengths.sum(dtype=np.int64))
+            num_cut += int(np.count_nonzero(lengths > room))
             num_without += int(np.count_nonzero(lengths == 0))
     counts = RowCounts(
         num_rows=num_rows,
@@ -187,7 +213,7 @@ def _build_best_fit(shards: ShardSet, folder: Path, seq_len: int) -> tuple[RowCo
         num_documents_cut=num_cut,
         num_documents_without_pair=num_without,
         num_pairs=num_pairs,
-        num_padding=num_rows * seq_len - num_pairs,
+        num_padding=num_rows * seq_len - num_places,
         num_documents_too_long=num_too_long,
     )
     return counts, [file.record(name) for name, file in files.items()]
@@ -231,7 +257,7 @@ def _with_progress(batches: Iterator[IntArray], shards: ShardSet) -> Iterator[In
             bar.update(len(lengths))
 
 
-def _read(folder: Path, packing: Packing) -> RowTable:
+def _read(folder: Path) -> RowTable:
     manifest = read_manifest(folder, kind=KIND)
     for entry in manifest["files"]:
         path = folder / entry["name"]

@@ -7,15 +7,16 @@ library, which is the reference.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from data_pipeline.stage import StageError
-from data_pipeline.tokenizer.fingerprint import tokenizer_file, tokenizer_fingerprint
+from data_pipeline.tokenizer.fingerprint import read_tokenizer_json, tokenizer_file, tokenizer_fingerprint
 from data_pipeline.tokenizer.probes import PROBES
 
 Ids = np.ndarray  # uint32
@@ -28,22 +29,34 @@ class Encoder:
     """The tokenizer in a folder, for bulk work. Picklable by its folder; any Hugging Face `tokenizer.json` will do.
 
     A text that spells a special token (`<|endoftext|>`) gets ordinary ids for it: a document can't end itself.
+    `needs_eos`: refuse a tokenizer without an end of text; where it names none but a sep_token (BERT's), it is the end
+    (`eos_is_sep`). Only what writes no texts for training may do without; `eos_id` is None then.
     """
 
-    def __init__(self, folder: str | Path, *, backend: Literal["fastest", "tokenizers"] = "fastest") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        backend: Literal["fastest", "tokenizers"] = "fastest",
+        needs_eos: bool = True,
+    ) -> None:
         self.folder = Path(folder)
         self._wanted_backend = backend
+        self._needs_eos = needs_eos
         file = tokenizer_file(self.folder)
         self.fingerprint = tokenizer_fingerprint(file)
         self.tokenizer = _load(file)
         self._special = special_tokens(file.parent)
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
-        self.eos_id = self._role_id("eos_token", vocabulary)
+        # BERT's tokenizers name no end of a text: the end of a sequence stands for it.
+        has_no_eos = "eos_token" not in self._special and self._special.get("sep_token") in vocabulary
+        self.eos_is_sep = needs_eos and has_no_eos
+        self.eos_id = self._role_id("sep_token" if self.eos_is_sep else "eos_token", vocabulary, required=needs_eos)
         pad_id = self._role_id("pad_token", vocabulary, required=False)
         # EOS as padding is no padding: the loss would never see the end of a text.
         self.pad_id = None if pad_id == self.eos_id else pad_id
-        self.unk_id = self._unk_id(vocabulary)
+        self.unk_id = self._unk_id(vocabulary, file)
         # Token -> id of what no text is ever encoded to: roles and markers, which templates put between texts.
         self.special_ids = {
             token.content: token_id
@@ -78,25 +91,28 @@ class Encoder:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _encoder, (self.folder, self._wanted_backend)
+        return _encoder, (self.folder, self._wanted_backend, self._needs_eos)
 
     def _role_id(self, role: str, vocabulary: dict[str, int], *, required: bool = True) -> int | None:
         token = self._special.get(role)
         if required and token not in vocabulary:
             raise StageError(
                 f"{self.folder}: {role} is {token!r}, which is no token of its vocabulary; "
-                f"name it in tokenizer_config.json: a text needs an end"
+                f"name it in tokenizer_config.json (of BERT's, sep_token): a text needs an end"
             )
         return vocabulary.get(token) if token is not None else None
 
-    def _unk_id(self, vocabulary: dict[str, int]) -> int | None:
+    def _unk_id(self, vocabulary: dict[str, int], file: Path) -> int | None:
         """The id that the model gives to what it does not know; None where nothing can be unknown."""
+        if isinstance(self.tokenizer.model, models.Unigram):  # the library does not tell
+            model = read_tokenizer_json(file)["model"]
+            return None if model.get("byte_fallback") else model.get("unk_id")
         token = getattr(self.tokenizer.model, "unk_token", None)
         return vocabulary.get(token) if token is not None else None
 
 
-def _encoder(folder: Path, backend: Literal["fastest", "tokenizers"]) -> Encoder:
-    return Encoder(folder, backend=backend)
+def _encoder(folder: Path, backend: Literal["fastest", "tokenizers"], needs_eos: bool) -> Encoder:
+    return Encoder(folder, backend=backend, needs_eos=needs_eos)
 
 
 def _load(file: Path) -> Tokenizer:
@@ -142,6 +158,9 @@ def _fast_flat(fast: Any, texts: Sequence[str]) -> tuple[Ids, Offsets]:
 
 def _fast_twin(file: Path, reference: Tokenizer) -> Any | None:
     """fastokens' tokenizer if it can load the file and agrees on every probe, else None."""
+    added = [token.content for token in reference.get_added_tokens_decoder().values() if not token.special]
+    probes = [*PROBES, *(f"앞 {token}은{token} {unicodedata.normalize('NFD', token)}" for token in added)]
+    probes += _literals(reference)
     try:
         import fastokens
     except ImportError:
@@ -150,9 +169,19 @@ def _fast_twin(file: Path, reference: Tokenizer) -> Any | None:
         fast = fastokens.Tokenizer.from_file(str(file))
         if fast.truncation is not None:
             fast.no_truncation()
-        ids, offsets = _fast_flat(fast, PROBES)
+        ids, offsets = _fast_flat(fast, probes)
     except Exception:  # it refuses what it does not know (`##`, unigram), each in another way
         return None
-    expected_ids, expected_offsets = _flat(reference, PROBES)
+    expected_ids, expected_offsets = _flat(reference, probes)
     is_twin = np.array_equal(ids, expected_ids) and np.array_equal(offsets, expected_offsets)
     return fast if is_twin else None
+
+
+def _literals(tokenizer: Tokenizer) -> list[str]:
+    """Texts that a normaliser's rules change, which no list of probes can know."""
+    if tokenizer.normalizer is None:
+        return []
+    node = json.loads(tokenizer.normalizer.__getstate__())
+    steps = [node, *node.get("normalizers", [])]
+    olds = [step["pattern"].get("String", "") for step in steps if step.get("type") == "Replace"]
+    return [text for old in olds for text in (old, f"앞{old}뒤 {old}. {old}{old}")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from data_pipeline.tokenizer.encode import Encoder
+from data_pipeline.tokenizer.encode import Encoder, Ids
 from data_pipeline.tokenizer.probes import HOSTILE
 
 
@@ -67,14 +67,18 @@ def measure_hostile(encoder: Encoder) -> dict[str, Measure]:
 
 def _measure_batch(encoder: Encoder, texts: list[str]) -> Measure:
     ids, offsets = encoder.encode_batch(texts)
-    decoded = encoder.decode_batch(ids, offsets)
+    return measured(texts, ids, encoder.decode_batch(ids, offsets), unk_id=encoder.unk_id)
+
+
+def measured(texts: Sequence[str], ids: Ids, decoded: Sequence[str], *, unk_id: int | None) -> Measure:
+    """The sums over `texts`, whose ids (in a row) came back as `decoded`."""
     texts = [unicodedata.normalize("NFC", text) for text in texts]
     return Measure(
         num_texts=len(texts),
         num_chars=sum(map(len, texts)),
         num_bytes=sum(len(text.encode()) for text in texts),
         num_tokens=len(ids),
-        num_unk=int((ids == encoder.unk_id).sum()) if encoder.unk_id is not None else 0,
+        num_unk=int((ids == unk_id).sum()) if unk_id is not None else 0,
         num_exact=sum(text == back for text, back in zip(texts, decoded, strict=True)),
         num_letters=sum(_letters(text).total() for text in texts),
         num_lost=sum((_letters(text) - _letters(back)).total() for text, back in zip(texts, decoded, strict=True)),

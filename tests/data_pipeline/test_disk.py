@@ -243,3 +243,15 @@ def test_lines_of_several_processes_are_never_mixed(tmp_path: Path) -> None:
 
     assert len(lines) == 600
     assert set(lines) == {letter * 500 for letter in (b"a", b"b", b"c")}
+
+
+def test_a_file_system_without_locks_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre that is mounted without -o flock."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    said = r"\.lock: cannot be locked: Function not implemented; mount .* -o flock"
+    with pytest.raises(DiskError, match=said), disk.locked(tmp_path / "runs/.lock"):
+        pytest.fail("nobody may work there unlocked")

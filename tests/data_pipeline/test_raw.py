@@ -16,6 +16,7 @@ from data_pipeline.shards.build import ShardsBuild, ShardsConfig
 from data_pipeline.shards.format import read_shards
 from data_pipeline.stage import Stage, StageError, read_manifest
 from launch.tasks import run_stage
+from tests.data_pipeline.shards.example_folders import write_plain
 
 TEXTS = [f"{number}번째 글입니다. 강릉에 사는 사람이 {number * 7}명 있습니다." for number in range(120)]
 
@@ -102,3 +103,24 @@ def test_instructions_without_template_or_tokenizer_are_refused_before_anything_
         raw_data(tmp_path, record="instruction")
     with pytest.raises(ConfigError, match="there is no tokenizer; name"):
         raw_data(tmp_path, record="instruction", template="koalpaca")
+
+
+def test_labelled_rows_become_examples_by_the_tokenizer_of_the_model(tmp_path: Path) -> None:
+    (tmp_path / "ratings.tsv").write_text(
+        "document\tlabel\n" + "".join(f"{text}\t{n % 2}\n" for n, text in enumerate(TEXTS))
+    )
+    keys = {"inputs": [str(tmp_path / "ratings.tsv")], "record": "label", "cache": str(tmp_path / "cache")}
+    keys |= {"labels": [1, 0], "max_tokens": 24, "too_long": "cut", "tokenizer": str(write_plain(tmp_path / "plain"))}
+
+    shards, ran = prepare(validate(keys, RawDataConfig, where="test"))
+
+    found = read_shards(shards, split="train")
+    assert ran == ["corpus", "shards"]
+    assert (found.labels, found.record) == (("1", "0"), "label")
+    assert read_manifest(shards, kind="shards")["splits"]["train"]["num_cut"] == found.num_documents
+
+
+@pytest.mark.parametrize("record", ["label", "pair"])
+def test_examples_without_a_tokenizer_are_refused(record: str) -> None:
+    with pytest.raises(ConfigError, match=f"record is '{record}', but there is no tokenizer; name that of the model"):
+        validate({"inputs": ["x"], "record": record}, RawDataConfig, where="test")

@@ -26,7 +26,11 @@ NOW = time.time()
 PROGRAMS = {
     "squeue": 'echo "$*" >> "$FAKE/squeue-calls"\n'
     'if [ -s "$FAKE/refusal" ]; then cat "$FAKE/refusal" >&2; exit 1; fi\n'
-    'case "$*" in *BatchFlag*) cat "$FAKE/batch";; *) cat "$FAKE/queue";; esac',
+    'case "$*" in *BatchFlag*) cat "$FAKE/batch"; exit;; esac\n'
+    # As squeue does: of an array its elements too, and no job that was not asked for.
+    'ids=$(sed "s/.*--jobs=//; s/ .*//" <<< "$*")\n'
+    """awk -v ids=",$ids," '{split($1, id, "_"); if (index(ids, "," id[1] ",") || index(ids, "," $1 ",")) print}' """
+    '"$FAKE/queue"',
     "scancel": 'echo "$*" >> "$FAKE/scancel-calls"\n[ ! -x "$FAKE/on-scancel" ] || "$FAKE/on-scancel" "$@"',
     "sbatch": "exit 1",
     "scontrol": "exit 1",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from data_pipeline.stage import StageError, read_manifest
 from launch import array, array_work
 from launch.array import Spread, check_own_job, spread
 from launch.cluster import ClusterConfig
+from launch.requeue import RequeueConfig
 from launch.tasks import run_stage
+from tests.launch.sbatch_jobs import REPO
 from tests.launch.test_submit import fake, queued  # noqa: F401
 from trainer.errors import RunError
 
@@ -226,18 +230,57 @@ def test_a_cancelled_stage_takes_its_array_along_and_one_at_its_time_limit_does_
     assert (fake / "scancel-args").exists() is cancelled
 
 
-def test_a_stage_goes_back_into_the_queue_at_the_time_limit_of_its_job(stage_link: Path, fake: Path) -> None:
-    planned(stage_link)
-    (make_array(stage_link) / "job").write_text(json.dumps({"job": "40"}))
-    queued(fake, ("40_0", "RUNNING", "None", "n1", "1:00", "0", "N/A"))
+def at_the_time_limit(stage_link: Path) -> int:
+    """The exit code of the job that spreads the stage, told so while it waits."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
-
     code = array._run_spread(stage_link, {signal.SIGUSR1})
-
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    assert code == 85
-    assert (fake / "scontrol-args").read_text().split() == ["requeue", "7"]
+    return code
+
+
+@pytest.mark.stages
+def test_a_stage_goes_back_into_the_queue_as_long_as_its_array_gets_on(
+    stage_link: Path, fake: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned(stage_link)
+    made = make_array(stage_link)
+    (made / "job").write_text(json.dumps({"job": "40"}))
+    queued(fake, ("40_0", "PENDING", "QOSMaxJobsPerUserLimit", "", "1:00", "0", "N/A"))
+
+    assert at_the_time_limit(stage_link) == 85
+    run_element(made, 0, monkeypatch)  # three tasks of eleven
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert at_the_time_limit(stage_link) == 85
+    assert (fake / "scontrol-args").read_text().split() == ["requeue", "7"] * 2
+    capsys.readouterr()
+
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert at_the_time_limit(stage_link) == 1
+
+    said = capsys.readouterr().err
+    assert "not requeued: no progress since the last requeue, both at step 3, data 3 of 11 tasks" in said
+    assert "its array waits: QOSMaxJobsPerUserLimit: as much as its QoS (QoS 한도) allows is in use already" in said
+    assert "this job, which waits for it, counts too" in said
+    assert (fake / "scontrol-args").read_text().split() == ["requeue", "7"] * 2
+
+
+@pytest.mark.stages
+def test_a_long_queue_is_waited_for_and_not_for_ever(
+    stage_link: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = RequeueConfig(max_requeues=2)
+    (stage_link / "tasks.yaml").write_text(to_yaml(ClusterConfig(time_limit="5", max_array_size=2, requeue=policy)))
+    planned(stage_link)
+    (make_array(stage_link) / "job").write_text(json.dumps({"job": "40"}))
+    queued(fake, ("40_0", "PENDING", "Priority", "", "1:00", "0", "N/A"))
+
+    codes = []
+    for restart in range(3):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        codes.append(at_the_time_limit(stage_link))
+
+    assert codes == [85, 85, 1]
 
 
 def test_a_job_that_nobody_wrote_down_does_nothing(stage_link: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,3 +289,16 @@ def test_a_job_that_nobody_wrote_down_does_nothing(stage_link: Path, monkeypatch
 
     with pytest.raises(RunError, match=r"pipeline.json: the job of corpus is 7, this is 8; nothing was done"):
         check_own_job(stage_link, seconds=0)
+
+
+@pytest.mark.stages
+def test_how_a_links_job_ended_stands_on_the_disk(stage_link: Path, fake: Path) -> None:
+    """For `dure status`: SLURM forgets a job some minutes after its end."""
+    link = the_link(stage_link)
+    gone = {"name": "corpus", "verb": "shards verify", "args": [str(stage_link / "gone")]}
+    (stage_link / "link.json").write_text(json.dumps(link | {"link": gone}))
+
+    done = subprocess.run([sys.executable, "-m", "launch.array", "verb", str(stage_link)], cwd=REPO, timeout=120)
+
+    assert done.returncode != 0
+    assert json.loads((stage_link / "ended.json").read_text()) == {"job": "7", "code": done.returncode}

@@ -274,3 +274,32 @@ def test_a_run_that_a_process_holds_is_refused_at_submit(run: Path, fake: Path) 
     submitted(run, "41")
     queued(fake, ("41", "FAILED", "None", "gpu1", "0:00", "0", "N/A"))
     check_no_job(run)  # that job is over
+
+
+def test_a_pipeline_is_ended_from_its_last_link_on_and_its_run_with_a_save(
+    run: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = Path("runs/pipelines/demo")
+    demo.mkdir(parents=True)
+    links = {
+        "corpus": {"job": "41"},
+        "run": {"job": "42", "run": str(run)},
+        "shards": {"job": "43"},
+        "page": {"job": "44"},
+    }
+    (demo / "pipeline.json").write_text(json.dumps({"links": links}))
+    submitted(run, "42")
+    over = ("41", "COMPLETED", "None", "n1", "0:00", "0", "N/A")
+    trains = ("42", "RUNNING", "None", "n1", "1:00:00", "0", "N/A")
+    spreads = ("43", "RUNNING", "None", "n2", "1:00:00", "0", "N/A")
+    queued(fake, over, trains, spreads, ("44", "PENDING", "Dependency", "", "1:00:00", "0", "N/A"))
+    write_program(fake / "on-scancel", 'case "$*" in *USR1*) sed -i "/^42/s/RUNNING  /COMPLETED/" "$FAKE/queue";; esac')
+
+    assert cli.main(["cancel", "demo"]) == 0
+
+    assert (fake / "scancel-calls").read_text().splitlines() == ["44", "43", "--signal=USR1 --batch 42"]
+    assert (run / "cancelled").exists()
+    assert "runs/pipelines/demo: 3 jobs ended; what is done stays done" in capsys.readouterr().out
+    queued(fake, over)
+    cli.main(["cancel", str(demo)])
+    assert "nothing to cancel (취소할 것 없음): none of its jobs waits or runs" in capsys.readouterr().out

@@ -176,6 +176,30 @@ def test_the_table_of_a_tokenizer_tells_what_it_loses(
         assert re.search(rf"  hostile: {name} +\d+\.\d% unknown, [1-9]\d*\.\d% lost", printed["hash_hash_bpe"])
 
 
+def test_the_table_of_a_tokenizer_tells_what_rules_and_weights_did(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus"
+    assert cli.main(["corpus", "build", "--input", str(source), "--output", str(corpus), "--workers", "1"]) == 0
+    sources = json.loads((corpus / "manifest.json").read_text())["sources"]
+    config = tmp_path / "tokenizer.yaml"
+    weights = json.dumps(dict.fromkeys(sources, 1))
+    word = TEXTS[0].split()[0]
+    config.write_text(
+        f"corpus: {corpus}\noutput: {tmp_path / 'out'}\nvocab_size: 300\nsource_weights: {weights}\n"
+        f"merge_rules: ['{word} → 바뀐낱말']\n",
+        encoding="utf-8",
+    )
+
+    capsys.readouterr()
+    assert cli.main(["tokenizer", "train", str(config)]) == 0
+    printed = capsys.readouterr().out
+
+    assert int(figure(printed, "texts changed by rules")) > 0
+    (name,) = sources
+    assert figure(printed, f"bytes of {name}") == figure(printed, "training bytes")
+
+
 def test_archives_that_can_not_be_opened_are_named_with_the_folder_of_rejects(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ from launch.doctor_machine import (
     machine_facts,
     slurm_findings,
 )
+from launch.doctor_slurm import judge_config
 from launch.doctor_software import (
     CudaFacts,
     Gpu,
@@ -212,7 +213,7 @@ def test_locked_memory_matters_with_infiniband_only() -> None:
         ({"free": 20 * GIB}, "warn", "bytes a parameter"),
         ({"error": "Permission denied", "mib_per_second": None}, "broken", "Permission denied"),
         ({"free_inodes": 12}, "broken", "12 inodes"),
-        ({"locks_work": False}, "warn", "nolock"),
+        ({"locks_work": False}, "broken", "nolock"),
         ({"mib_per_second": 4.0}, "warn", "faster disk"),
     ],
 )
@@ -220,6 +221,8 @@ def test_a_disk_that_will_fail_is_named(changes: dict[str, Any], state: str, wor
     found = only(judge_disk(disk(**changes)), "runs")
 
     assert found.state == state
+    if "locks_work" in changes:
+        assert only(judge_disk(disk(**changes, use="tmp")), "tmp").state == "warn"
     assert words in found.value + found.advice
 
 
@@ -289,6 +292,32 @@ def test_a_machine_without_slurm_or_without_its_config_is_told_so(tmp_path: Path
     found = only(slurm_findings({"PATH": f"{tmp_path}:/bin"}), "sbatch")
 
     assert (found.state, found.value) == ("warn", "sbatch: fatal: no configuration source")
+
+
+# What SLURM 22.05 printed, in part.
+SLURM_CONFIG = """\
+Configuration data as of 2026-11-21T21:24:00
+AccountingStorageType   = accounting_storage/none
+JobRequeue              = 1
+KillWait                = 30 sec
+MaxArraySize            = 1001
+MinJobAge               = 3600 sec
+PreemptMode             = REQUEUE
+"""
+
+
+def test_a_cluster_that_loses_or_hides_work_is_told() -> None:
+    assert list(judge_config(SLURM_CONFIG)) == list(judge_config("")) == []
+
+    changed = SLURM_CONFIG
+    for before, after in (("= 30 sec", "= 5 sec"), ("= 1001", "= 101"), ("REQUEUE", "GANG,CANCEL"), ("3600", "120")):
+        changed = changed.replace(before, after)
+    changed = changed.replace("JobRequeue              = 1", "JobRequeue              = 0")
+    found = list(judge_config(changed))
+
+    assert states(found) == dict.fromkeys(("KillWait", "PreemptMode", "MaxArraySize"), "warn")
+    assert [finding.name for finding in found if finding.state == "note"] == ["JobRequeue", "MinJobAge"]
+    assert "set it to 100 or less" in only(found, "MaxArraySize").advice
 
 
 def test_a_step_that_does_not_learn_or_crashes_is_broken() -> None:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.local import environments, reserved_port
+from launch.local import Place, environments, reserved_port
+from trainer.errors import RunError
+from trainer.launch_environment import wants_gpu
 
 IP_LOCAL_PORT_RANGE = 51  # linux/in.h; the socket module lacks it
 
@@ -290,11 +292,21 @@ def test_each_rank_knows_its_place() -> None:
     cores = len(os.sched_getaffinity(0))
     assert {env["OMP_NUM_THREADS"] for env in ranks} == {str(max(1, cores // 2))}
     assert ranks[0]["HOME"] == "/root"
+    assert {env["DURE_DEVICE"] for env in ranks} == {"cpu"}
 
 
 def test_on_gpus_the_devices_and_a_chosen_number_of_threads_stay() -> None:
     (rank,) = environments(1, device="gpu", port=1, env={"CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "7"})
     assert (rank["CUDA_VISIBLE_DEVICES"], rank["OMP_NUM_THREADS"]) == ("3", "7")
+
+
+def test_ranks_that_were_started_for_gpus_never_train_on_a_cpu() -> None:
+    """Whoever starts them: `dure train`, or a node of a cluster whose driver is broken."""
+    for place in (None, Place(first_rank=2, world_size=4, master="n1")):
+        (rank,) = environments(1, device="gpu", port=1, env={}, place=place)
+        with pytest.raises(RunError, match="started this rank for a GPU, but torch finds none here; fix the driver"):
+            wants_gpu(rank, num_devices=0)
+        assert wants_gpu(rank, num_devices=1)
 
 
 @pytest.mark.stages

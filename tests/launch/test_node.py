@@ -55,6 +55,7 @@ def test_each_rank_has_its_place_among_all_nodes(tmp_path: Path) -> None:
     assert found == [["2", "0", "6", "2", "n1", "2345"], ["3", "1", "6", "2", "n1", "2345"]]
     told = report(second)
     assert (told["state"], told["failed_code"], told["failure"]) == ("ended", None, "")
+    assert told["launcher"] == "dure"
     assert [(rank, its["code"]) for rank, its in told["ranks"].items()] == [("2", 0), ("3", 0)]
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["rank-00002.log", "rank-00003.log"]
 
@@ -68,6 +69,19 @@ def test_a_signal_reaches_the_ranks_and_85_is_no_failure(tmp_path: Path) -> None
     assert process.returncode == 0
     assert [(tmp_path / f"ended-{rank}").read_text() for rank in (0, 1)] == ["SIGUSR1", "SIGUSR1"]
     assert [its["code"] for its in report(first)["ranks"].values()] == [85, 85]
+
+
+def test_a_node_says_that_it_began_until_the_disk_has_it(tmp_path: Path) -> None:
+    """The job passes no stop signal on before; a full disk or a dead file server must not keep it for ever."""
+    process = start(first := node(tmp_path, RANK + "ready()\nloop()\nfinish(85, stop.signal_name)\n", index=0))
+    first.reports.write_text("in the way of the folder")
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    first.reports.unlink()
+    wait_for(first.reports / "node-00000.json")
+    assert report(first)["state"] == "started"
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=180)
+    assert (process.returncode, report(first)["state"]) == (0, "ended")
 
 
 def test_a_killed_rank_is_reported_by_number_and_host(tmp_path: Path) -> None:

@@ -288,15 +288,6 @@ def test_what_was_submitted_before_slurm_refused_is_gone_on_from(
     assert dependency_of(scripts(home)["shards"]) == f"afterok:{first['tokenizer']}"
 
 
-def test_a_profile_that_may_replace_a_job_is_told_about(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (home / "cluster.yaml").write_text(PROFILE + "preflight: {on_bad_node: resubmit}\n")
-
-    assert cli.main([*WORDS, "--dry-run"]) == 0
-
-    said = capsys.readouterr().err
-    assert "run: preflight.on_bad_node is resubmit: where another job takes its place, the links behind are" in said
-
-
 def test_nothing_is_skipped_behind_a_link_that_is_not_done(home: Path) -> None:
     build_corpus(home)
     (home / "text/3.txt").write_text("새 글.\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from launch.requeue import (
     Requeue,
     RequeueConfig,
     decide,
+    forget_cancelled,
     is_cancelled,
     note_requeue,
     note_requeue_by_slurm,
@@ -54,6 +57,14 @@ def test_requeues_are_bounded_and_those_of_another_job_do_not_count() -> None:
     assert verdict(before, ended(0, 2, job="8"), max_requeues=1)[0]
 
 
+def test_data_that_was_made_is_progress_at_one_step() -> None:
+    before = [dataclasses.replace(ended(0, 0), data="corpus: 3 of 9 tasks")]
+    assert verdict(before, dataclasses.replace(ended(1, 0), data="corpus: 5 of 9 tasks"))[0]
+    assert verdict(before, ended(1, 0))[0]  # the run trains now
+    requeue, why = verdict(before, dataclasses.replace(ended(1, 0), data="corpus: 3 of 9 tasks"))
+    assert not requeue and "both at step 0, data corpus: 3 of 9 tasks (requeue.max_requeues_without" in why
+
+
 def test_what_a_person_cancelled_is_not_requeued() -> None:
     requeue, why = verdict([], ended(0, 10), is_cancelled=True)
     assert not requeue and "cancelled stands in the run folder" in why
@@ -84,3 +95,16 @@ def test_the_mark_of_a_cancelled_run(tmp_path: Path, stands: bool) -> None:
     if stands:
         (tmp_path / "cancelled").touch()
     assert is_cancelled(tmp_path) is stands
+
+
+@pytest.mark.parametrize("text", ['{"time": 100.0}', "", "{", '{"time": "x"}'])
+def test_a_mark_counts_from_the_time_in_it_or_from_its_own(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cancelled").write_text(text)
+    os.utime(tmp_path / "cancelled", (100.0, 100.0) if "100" not in text else (900.0, 900.0))
+
+    assert is_cancelled(tmp_path, since=99.0) and not is_cancelled(tmp_path, since=101.0)
+    forget_cancelled(tmp_path, before=100.0)
+    assert (tmp_path / "cancelled").exists()
+    forget_cancelled(tmp_path, before=101.0)
+    assert not (tmp_path / "cancelled").exists()
+    forget_cancelled(tmp_path, before=101.0)

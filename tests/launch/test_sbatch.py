@@ -359,3 +359,33 @@ def test_a_script_by_hand_has_the_flags_that_a_submitted_one_has(path: Path) -> 
 
     assert {"--open-mode=append", "--requeue"} <= set(options)
     assert ("--signal=B:USR1@300" in options) == (path.name == "train.sbatch")
+
+
+# As Environment Modules 3.2: what can't be loaded is told on stderr, and the exit code is 0.
+OLD_MODULES = """
+module() {
+    case "$2" in
+        good|good/1) LOADEDMODULES="${LOADEDMODULES:+$LOADEDMODULES:}good/1" ;;
+        other-name) LOADEDMODULES="${LOADEDMODULES:+$LOADEDMODULES:}real/2" ;;
+        *) echo "ModuleCmd_Load.c(213):ERROR:105: Unable to locate a modulefile for '$2'" >&2 ;;
+    esac
+    export LOADEDMODULES
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "code"), [(("good", "other-name"), 0), (("good", "good/1"), 0), (("good", "gone"), 1), (("gone",), 1)]
+)
+def test_a_module_that_was_not_loaded_ends_the_job_whatever_module_says(
+    names: tuple[str, ...], code: int, tmp_path: Path
+) -> None:
+    """And its init script is found where the cluster's own variable says."""
+    (tmp_path / "modules/init").mkdir(parents=True)
+    (tmp_path / "modules/init/bash").write_text(OLD_MODULES)
+    text = sbatch_text(make_job(workdir=tmp_path, cluster=ClusterConfig(modules=names)))
+
+    done = run_script(text, tmp_path, MODULESHOME=str(tmp_path / "modules"), LMOD_PKG="/nowhere", LOADEDMODULES="")
+
+    assert done.returncode == code, done.stderr
+    assert (b"could not be loaded on this node" in done.stderr) is bool(code)

@@ -14,6 +14,7 @@ from rich.cells import cell_len
 from launch import cli
 from launch.look_find import all_runs, find_run, find_runs
 from launch.look_jobs import ask
+from launch.look_pipelines import note_pipeline
 from launch.look_poll import Poll
 from launch.look_run import Look, look_at
 from launch.look_words import ago, cut, cut_front, duration, rate, wrap
@@ -396,6 +397,89 @@ def test_a_pipeline_under_way_tells_its_links(runs: Path, fake: Path, capsys: py
     assert "    corpus  job 41  COMPLETED  n1\n" in under_way
     assert "    shards  job 42  PENDING  waits for another job to end (앞 작업 대기)\n" in under_way
     assert "pipeline" not in capsys.readouterr().out
+
+
+def make_pipeline(folder: Path, *jobs: tuple[str, str]) -> Path:
+    """As `dure submit --pipeline` leaves it: links and their jobs."""
+    folder.mkdir(parents=True)
+    (folder / "pipeline.json").write_text(json.dumps({"links": {name: {"job": job} for name, job in jobs}}))
+    return folder
+
+
+def link_ended(folder: Path, name: str, job: str, code: int) -> None:
+    (folder / name).mkdir(exist_ok=True)
+    (folder / name / "ended.json").write_text(json.dumps({"job": job, "code": code}))
+
+
+def test_a_pipeline_that_failed_is_told_with_its_log_until_it_is_done(
+    runs: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when SLURM has forgotten its jobs, some minutes after their end."""
+    demo = make_pipeline(runs / "pipelines/demo", ("corpus", "41"), ("shards", "42"), ("page", "43"))
+    link_ended(demo, "corpus", "41", 0)
+    link_ended(demo, "shards", "42", 1)
+    link_ended(demo, "page", "40", 0)  # of an earlier submission
+    (fake / "accounts").write_text("43|CANCELLED by 1000\n")
+
+    cli.main(["status"])
+
+    told = capsys.readouterr().out
+    assert [line.split()[-1] for line in told.splitlines() if "  job " in line] == ["COMPLETED", "FAILED", "CANCELLED"]
+    assert "    shards failed (실패): runs/pipelines/demo/shards/logs/slurm-42.out" in told
+    for name, job in (("shards", "42"), ("page", "43")):
+        link_ended(demo, name, job, 0)
+    (fake / "accounts").write_text("")
+    cli.main(["status"])
+    assert "pipeline demo" not in capsys.readouterr().out
+
+
+def test_pipelines_stand_in_the_json_and_those_of_other_folders_are_found(
+    runs: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = make_pipeline(Path("elsewhere/chain"), ("corpus", "41"))
+    for _ in range(2):
+        note_pipeline(there)
+    note_pipeline(runs / "pipelines/here")
+    queued(fake, ("41", "FAILED", "NonZeroExitCode", "n1", "0:00", "0", "N/A"))
+
+    (found,) = as_json(capsys)
+
+    assert (found["kind"], found["name"], found["folder"]) == ("pipeline", "chain", "elsewhere/chain")
+    assert found["links"] == [{"name": "corpus", "job": "41", "state": "FAILED", "why": "n1"}]
+    assert (found["failed"], found["log"]) == ("corpus", "elsewhere/chain/corpus/logs/slurm-41.out")
+    assert (runs / "pipelines/elsewhere.jsonl").read_text().count("\n") == 1
+
+
+def test_a_run_of_a_pipeline_is_told_by_its_exit_record(
+    runs: Path, fake: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(runs / "a")
+    ended(run, 1, "NaN")
+    demo = make_pipeline(runs / "pipelines/demo", ("run", "41"))
+    link = {"job": "41", "run": str(run), "time": 0.0, "log": "runs/a/logs/slurm-41.out"}
+    (demo / "pipeline.json").write_text(json.dumps({"links": {"run": link}}))
+
+    found = as_json(capsys)[-1]
+    assert (found["failed"], found["log"]) == ("run", "runs/a/logs/slurm-41.out")
+    (demo / "pipeline.json").write_text(json.dumps({"links": {"run": link | {"time": NOW + 1e6}}}))
+    assert [one.get("kind") for one in as_json(capsys)] == [None]  # that record is of an earlier submission
+
+
+def test_a_link_whose_array_waits_says_why(runs: Path, fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo = make_pipeline(runs / "pipelines/demo", ("corpus", "41"))
+    (demo / "corpus/arrays/0001").mkdir(parents=True)
+    (demo / "corpus/arrays/0001/job").write_text(json.dumps({"job": "42"}))
+    queued(
+        fake,
+        ("41", "RUNNING", "None", "n1", "1:00", "0", "N/A"),
+        ("42_[0-9]", "PENDING", "AssocMaxJobsLimit", "", "1:00", "0", "N/A"),
+    )
+
+    (found,) = as_json(capsys)
+
+    assert found["links"][0]["why"] == (
+        "n1; its array 42: AssocMaxJobsLimit: as much as its account (계정 한도) allows is in use already"
+    )
 
 
 def test_an_end_is_told_only_after_slurm_was_asked_anew(runs: Path, fake: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from data_pipeline.config import load
 from data_pipeline.stage import StageError
 from launch import cli, slurm
-from launch.cluster import ClusterConfig
-from launch.submission import needed_signal_seconds, plan_run, submit_run, working_folder
+from launch.cluster import ClusterConfig, read_cluster
+from launch.submission import _odd_shares, needed_signal_seconds, plan_run, submit_run, working_folder
 from tests.launch.sbatch_jobs import HOSTILE, REPO
 from tests.launch.test_sbatch import run_script, sbatch_options
 from trainer.errors import RunError
@@ -456,9 +456,131 @@ def test_a_job_submitted_from_a_job_gets_nothing_of_it(
         ("Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved", "nodes that it needs are down, drained or reserved"),
         ("QOSMaxGRESPerUser", "QOSMaxGRESPerUser: as much as its QoS (QoS 한도) allows is in use already"),
         ("AssocGrpGRES", "AssocGrpGRES: as much as its account (계정 한도) allows is in use already"),
+        (
+            "QOSMaxWallDurationPerJobLimit",
+            "QOSMaxWallDurationPerJobLimit: it asks for more than its QoS (QoS 한도) gives one job, and never starts "
+            "(작업당 한도 초과); lower time_limit",
+        ),
+        (
+            "QOSMinGRES",
+            "QOSMinGRES: it asks for less than its QoS (QoS 한도) demands, and never starts; raise gpus_per",
+        ),
+        ("MaxGRESPerAccount", "MaxGRESPerAccount: as much as the cluster (클러스터 한도) allows is in use already"),
+        ("MaxMemPerLimit", "asks for more memory a node or a core than the cluster gives (메모리 한도)"),
         ("SomethingNew", "SomethingNew (SLURM)"),
         ("", "no reason given (SLURM)"),
     ],
 )
 def test_a_reason_is_said_in_words(reason: str, words: str) -> None:
     assert slurm.reason_in_words(reason).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("reason", "key"),
+    [
+        ("QOSMaxNodePerJobLimit", "nodes"),
+        ("QOSMaxGRESPerJob", "gpus_per_node or nodes"),
+        ("QOSMaxGRESPerNode", "gpus_per_node or nodes"),
+        ("QOSTimeLimit", "time_limit"),
+        ("AssociationTimeLimit", "time_limit"),
+        ("AssocMaxWallDurationPerJobLimit", "time_limit"),
+        ("AssocMaxCPUMinutesPerJobLimit", "time_limit or nodes"),
+        ("QOSMaxCpuPerJobLimit", "cpus_per_task or nodes"),
+        ("QOSMaxMemoryPerNode", "memory"),
+    ],
+)
+def test_a_job_that_asks_for_too_much_is_not_told_to_wait(reason: str, key: str) -> None:
+    told = slurm.reason_in_words(reason)
+
+    assert "never starts" in told and told.endswith(f"; lower {key}")
+
+
+@pytest.mark.parametrize(
+    "reason", ["QOSMaxJobsPerUserLimit", "QOSGrpCPUMinutesLimit", "AssocGrpWallLimit", "QOSGrpGRES"]
+)
+def test_a_limit_on_all_of_somebodys_jobs_passes(reason: str) -> None:
+    assert slurm.reason_in_words(reason).endswith("allows is in use already")
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        (
+            "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+            "lower nodes or time",
+        ),
+        ("Invalid job array specification", "lower `max_array_size`"),
+        ("Requested partition configuration not available now", "`sinfo -s` shows it: set another `partition`"),
+        ("Memory specification can not be satisfied", "lower `memory`"),
+        ("Invalid account or account/partition combination specified", "set `account` in the profile"),
+    ],
+)
+def test_what_sbatch_refuses_is_told_with_what_to_do(fake: Path, tmp_path: Path, said: str, advice: str) -> None:
+    (fake / "refusal").write_text(f"sbatch: error: Batch job submission failed: {said}\n")
+    (tmp_path / "x.sbatch").write_text("")
+
+    with pytest.raises(RunError) as refused:
+        slurm.submit(tmp_path / "x.sbatch")
+
+    assert said in str(refused.value) and advice in str(refused.value)
+
+
+def told_of(tmp_path: Path, profile: str, **environment: str) -> list[str]:
+    path = tmp_path / "p.yaml"
+    path.write_text(profile)
+    return list(_odd_shares(read_cluster(path), profile="p.yaml", environ=environment))
+
+
+def test_gpus_that_may_get_one_core_together_are_told_of(tmp_path: Path) -> None:
+    (line,) = told_of(tmp_path, "gpus_per_node: 8\n")
+    assert line.startswith("p.yaml: 8 ranks a node, but neither cpus_per_task nor exclusive is set")
+    for profile in (
+        "gpus_per_node: 1\n",
+        "gpus_per_node: 8\nexclusive: true\n",
+        "gpus_per_node: 8\ncpus_per_task: 64\n",
+    ):
+        assert told_of(tmp_path, profile) == []
+
+
+def test_what_sbatch_would_read_from_the_shell_is_not_dropped_in_silence(tmp_path: Path) -> None:
+    given = {"SBATCH_ACCOUNT": "lab7", "SBATCH_PARTITION": "gpu", "SBATCH_MEM_PER_GPU": "9G", "SBATCH_TIMELIMIT": "60"}
+    assert told_of(tmp_path, "partition: cpu\n", **given, HOME="/root") == [
+        "SBATCH_ACCOUNT=lab7 is not passed on, the profile decides: set account: lab7 in p.yaml",
+        "SBATCH_MEM_PER_GPU=9G is not passed on, the profile decides: set extra_sbatch, or its own key in p.yaml",
+    ]
+
+
+def test_a_run_by_hand_has_its_nodes_for_itself() -> None:
+    options = sbatch_options((REPO / "slurm/train.sbatch").read_text(encoding="utf-8"))
+    assert {"--exclusive", "--mem=0", "--gres=gpu:8"} <= set(options)
+
+
+# The first as 22.05 printed it; the others made after the manuals of later versions: more states, other empty fields.
+LINES = {
+    "22.05": "7     |FAILED        |NonZeroExitCode |n[1-2] |0:00    |1 |2026-11-21T10:00:00|",
+    "23.11": "7     |LAUNCH_FAILED |None            |       |10:00   |0 |N/A                |",
+    "24.05": "7     |RECONFIG_FAIL |None            |(null) |INVALID |0 |Unknown            |",
+}
+
+
+@pytest.mark.parametrize("version", LINES)
+def test_a_job_that_ended_is_over_in_the_words_of_every_slurm(fake: Path, version: str) -> None:
+    (fake / "queue").write_text(LINES[version] + "\n")
+
+    state = slurm.job_states(["7"])["7"]
+
+    assert state.is_over
+    assert state.nodes in ("", "n[1-2]")
+
+
+@pytest.mark.parametrize("state", ["POWER_UP_NODE", "SPECIAL_EXIT", "RESV_DEL_HOLD", "STAGE_OUT", "SIGNALING"])
+def test_a_job_in_a_state_that_passes_is_not_over(fake: Path, state: str) -> None:
+    queued(fake, ("7", state, "None", "n1", "1:00", "0", "N/A"))
+
+    assert not slurm.job_states(["7"])["7"].is_over
+
+
+def test_sacct_is_read_whatever_stands_behind_a_state(fake: Path) -> None:
+    (fake / "accounts").write_text("7|CANCELLED by 1000\n8|NODE_FAIL\n9_[3-5]|LAUNCH_FAILED\n\n")
+
+    assert slurm.ended_states(["7", "8", "9"]) == {"7": "CANCELLED", "8": "NODE_FAIL", "9_[3-5]": "LAUNCH_FAILED"}

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slurm
 
 
 def test_a_stopped_job_saves_and_goes_on_in_the_queue_to_the_bit(world: World, undisturbed: Case) -> None:
-    case = world.case("requeued")
+    case = world.case("requeued", cluster={"preflight": {"enabled": True, "all_reduce_mib": 1}})
     case.submit()
     case.wait_for_step(3)
     with case.held_back(rank=0):
@@ -60,7 +60,7 @@ def test_a_job_at_its_time_limit_saves_and_goes_on(world: World, undisturbed: Ca
     case.submit()
     case.wait_for_step(3)
     with case.held_back(rank=0):  # until SLURM's own signal comes, at its first look after 80 s
-        case.wait_for_output("SIGUSR1: the ranks are told to stop")
+        case.wait_for_output("the ranks are told to stop")  # by SLURM's signal, or by the job's own look at the time
     case.wait_for_output("requeued at step")
     world.lab.run("scontrol", "update", f"JobId={case.job_id}", "TimeLimit=60")
     job = case.finish()
@@ -146,12 +146,29 @@ def test_a_killed_rank_is_started_again_inside_the_job(world: World, undisturbed
     assert_equal_to_the_bit(case, undisturbed)
 
 
+def test_a_killed_rank_below_torchrun_is_started_again_inside_the_job(world: World, undisturbed: Case) -> None:
+    """torchrun ends with 1 whatever ended its rank."""
+    case = world.case("rank-dies-below-torchrun", cluster={"launcher": "torchrun"})
+    case.submit()
+    case.wait_for_step(SAVE_EVERY + 2)
+    rank = case.rank_process(1)
+    with case.held_back(rank=0):
+        rank.kill()
+    job = case.finish()
+
+    assert job.restarts == 0 and case.requeues == []
+    assert "torchrun with ranks 1-1 of 2 (pid " in case.output
+    assert "(restart 1 of max_restarts 1 in this job)" in case.output
+    assert case.started_at[1] % SAVE_EVERY == 0 and case.started_at[1] > 0
+    assert_equal_to_the_bit(case, undisturbed)
+
+
 @pytest.mark.parametrize("node", ["n2", "n1"])
 def test_after_a_node_lost_its_power_the_job_goes_on_from_the_last_checkpoint(
     world: World, undisturbed: Case, calm: Path, node: str
 ) -> None:
     """n1 is the batch host: the job's own process dies with it."""
-    case = world.case(f"power-{node}")
+    case = world.case(f"power-{node}", cluster={"preflight": {"enabled": node == "n2", "all_reduce_mib": 1}})
     case.submit()
     case.wait_for_step(SAVE_EVERY + 2)
     world.lab.power_off(node)

@@ -43,7 +43,7 @@ def test_a_node_without_the_shared_folder_is_named_and_nothing_is_started(world:
 
 
 def test_a_job_on_a_bad_node_takes_another(world: World, calm: Path) -> None:
-    """Submitted as by `dure submit`, whose script stands in the run folder."""
+    """Under the same id, which what waits for it knows."""
     scratch = world.folder / "scratch"
     scratch.mkdir()
     profile = {
@@ -51,15 +51,19 @@ def test_a_job_on_a_bad_node_takes_another(world: World, calm: Path) -> None:
         "environment": {"TMPDIR": str(scratch)},
     }
     case = world.case("resubmit", cluster=profile, nodes=1, engine={"kind": "none"})
-    (case.run / "submit").mkdir(parents=True)
-    (case.run / "submit" / "train.sbatch").write_text(case.script.read_text())
     world.lab.hide("n1", scratch)
-    case.submit("--nodelist=n1")
-    first = world.lab.wait_for_end(case.job_id)
-    assert (first.state, first.exit_code) == ("FAILED", 1)
-    assert "preflight: n1: tmp_gib is 0.0, preflight.min_tmp_gib 0.1" in case.output
-    case.job_id = str(record_of(case)["resubmitted_as"])
+    other = world.lab.run("sbatch", "--parsable", "--nodelist=n2", "--exclusive", "-o/dev/null", "--wrap=sleep 900")
+    world.lab.wait_for_state(other.strip(), "RUNNING")
+    case.submit()
+    behind = world.lab.run(
+        "sbatch", "--parsable", f"--dependency=afterok:{case.job_id}", "-o/dev/null", "--wrap=true"
+    ).strip()
+    case.wait_for_output("is requeued without n1")
+    world.lab.run("scancel", other.strip())
     job = case.finish()
-    assert job.fields["NodeList"] == "n2"
+    assert (job.restarts, job.fields["NodeList"], job.fields["ExcNodeList"]) == (1, "n2", "n1")
+    assert "preflight: n1: tmp_gib is 0.0, preflight.min_tmp_gib 0.1" in case.output
     assert case.exit["step"] == MAX_STEPS
-    assert "submitted again as job" in case.output and "--exclude=n1" in case.output
+    assert (record_of(case)["left_out"], record_of(case)["resubmits"]) == (["n1"], 1)
+    assert [requeue.reason for requeue in case.requeues] == ["preflight: n1 bad"]
+    assert world.lab.wait_for_end(behind).state == "COMPLETED"

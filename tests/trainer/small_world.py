@@ -1,4 +1,4 @@
-"""A real tokenizer, shards of Korean and runs over them: what the tests of generation, chat and export work with."""
+"""A real tokenizer, shards of Korean and runs over them: what tests of training, generation and export work with."""
 
 from __future__ import annotations
 
@@ -8,28 +8,46 @@ import itertools
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
+from data_pipeline import disk
 from data_pipeline.corpus.build import CorpusBuild, CorpusConfig
 from data_pipeline.shards.build import ShardsBuild, ShardsConfig
-from data_pipeline.stage import Stage
+from data_pipeline.shards.format import RecordKind
+from data_pipeline.stage import Stage, write_manifest
 from data_pipeline.tokenizer.train import TokenizerConfig, TokenizerTrain
 from launch.tasks import run_stage
 from tests.trainer.tiny_run import tiny_config
+from trainer.model import make_model, read_vocabulary
+from trainer.model_config import ModelConfig
 from trainer.ranks import Ranks
 from trainer.resilience import StopFlag
 from trainer.run import run_in_group
+from trainer.stages import Head
 
 ANIMALS = ["고양이", "강아지", "토끼", "호랑이", "거북이", "다람쥐", "까치", "두루미", "여우", "사슴"]
 PLACES = ["산", "강", "바다", "마을", "숲", "들", "논", "우물가"]
 SIZES = ["작은", "큰"]
 VOCAB_SIZE = 420
 SOURCE = "aihub_653"
+# A masked LM, and what is tuned from it, of a tiny BERT; its positions hold a frame and two texts.
+TINY_BERT: dict[str, Any] = {
+    "architecture": "bert",
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "max_positions": 128,
+}
+SENTIMENTS = ("부정", "긍정")
+NLI = ("contradiction", "entailment", "neutral")
 NO_ANSWERS = {"answers": {"num_rows": 0}, "every_steps": 100, "max_documents": 20}
 
 
@@ -58,6 +76,53 @@ class SmallWorld:
         return self._corpus("instructions", rows, record="instruction")
 
     @cached_property
+    def reviews(self) -> Path:
+        """One sentence a row; twice as many are bad as good, and a word in each tells which."""
+        rows = [
+            {"text_a": f"{size} {animal} 이야기는 {word}. {place} 장면도 그렇다.", "label": label}
+            for number, (animal, place, size) in enumerate(itertools.product(ANIMALS, PLACES, SIZES))
+            for word, label in [_SAID[number % len(_SAID)]]
+        ]
+        return self._examples("reviews", rows, record="label")
+
+    @cached_property
+    def premises(self) -> Path:
+        """Two sentences a row: the second follows from the first, contradicts it, or is about something else."""
+        rows = []
+        for number, (animal, place) in enumerate(itertools.product(ANIMALS, PLACES)):
+            other, far = ANIMALS[(number + 3) % len(ANIMALS)], PLACES[(number + 1) % len(PLACES)]
+            claims = (f"{animal}는 {place}에 살지 않는다.", f"{place}에 {animal}가 있다.", f"{other}는 {far}에 간다.")
+            first = f"{animal}는 {place}에 산다."
+            rows += [{"text_a": first, "text_b": claim, "label": NLI[kind]} for kind, claim in enumerate(claims)]
+        return self._examples("premises", rows, record="label")
+
+    @cached_property
+    def pairs(self) -> Path:
+        """Questions with the sentence that answers them."""
+        return self._examples("pairs", [dict(zip(("text_a", "text_b"), row, strict=True)) for row in _answered()])
+
+    @cached_property
+    def scored_pairs(self) -> Path:
+        """Two sentences, and how near they are: 1 of one animal and place, 0.5 of one of both, 0 of none."""
+        rows = []
+        for number, (animal, place) in enumerate(itertools.product(ANIMALS, PLACES)):
+            other, far = ANIMALS[(number + 3) % len(ANIMALS)], PLACES[(number + 1) % len(PLACES)]
+            who, where, score = ((animal, place, 1.0), (animal, far, 0.5), (other, far, 0.0))[number % 3]
+            text_b = f"{where}에는 {who}가 있다."
+            rows.append({"text_a": f"{animal}는 {place}에 산다.", "text_b": text_b, "score": score})
+        return self._examples("scored-pairs", rows)
+
+    @cached_property
+    def triplets(self) -> Path:
+        """Questions with the sentence that answers them, and one that does not."""
+        answered = _answered()
+        rows = [
+            {"text_a": ask, "text_b": right, "text_c": answered[number - 17][1].replace("산다", "가지 않는다")}
+            for number, (ask, right) in enumerate(answered)
+        ]
+        return self._examples("triplets", rows)
+
+    @cached_property
     def tokenizer(self) -> Path:
         """A byte-level BPE, so small that a Korean character is often several tokens."""
         paths = {"corpus": self.corpus, "output": self.root / "tokenizer"}
@@ -71,6 +136,51 @@ class SmallWorld:
     def instruction_shards(self) -> Path:
         """More than 64 rows are held out: what a merge is measured on."""
         return self._shards("instruction-shards", self.instructions, template="koalpaca", heldout_fraction=0.5)
+
+    @cached_property
+    def review_shards(self) -> Path:
+        return self._shards("review-shards", self.reviews, labels=list(SENTIMENTS))
+
+    @cached_property
+    def premise_shards(self) -> Path:
+        return self._shards("premise-shards", self.premises)
+
+    @cached_property
+    def pair_shards(self) -> Path:
+        return self._shards("pair-shards", self.pairs)
+
+    @cached_property
+    def scored_pair_shards(self) -> Path:
+        return self._shards("scored-pair-shards", self.scored_pairs)
+
+    @cached_property
+    def triplet_shards(self) -> Path:
+        return self._shards("triplet-shards", self.triplets)
+
+    @cached_property
+    def bert(self) -> Path:
+        """A folder with a masked LM of new weights and the tokenizer: what an encoder's stages begin on."""
+        return self.untrained("bert", head="masked_lm", **TINY_BERT)
+
+    @cached_property
+    def llama(self) -> Path:
+        """The same with a causal LM, wide enough to be packed in 4 bits."""
+        model = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "max_positions": 128}
+        return self.untrained("llama", head="causal_lm", **model)
+
+    def untrained(self, name: str, *, head: Head, labels: Sequence[str] = (), **model: Any) -> Path:
+        """A folder with a model of new weights and the tokenizer."""
+        folder, shards = self.root / name, self.shards
+        if not folder.is_dir():
+            config = ModelConfig.model_validate({"pad_vocab_to_multiple": 1, **model})
+            vocabulary = read_vocabulary(shards)
+            made: Any = make_model(
+                config, vocabulary=vocabulary, kernel="sdpa", dtype=torch.float32, seed=1, head=head, labels=labels
+            )
+            made.save_pretrained(folder)
+            for file in (shards / "tokenizer").iterdir():
+                shutil.copy(file, folder)
+        return folder
 
     @cached_property
     def base(self) -> Path:
@@ -122,9 +232,36 @@ class SmallWorld:
         output = self.root / f"{name}-corpus"
         return _run(CorpusBuild(CorpusConfig.model_validate({"inputs": inputs, "output": output, **keys})))
 
+    def _examples(self, name: str, rows: Sequence[Mapping[str, Any]], *, record: RecordKind = "pair") -> Path:
+        """A corpus of those texts with their labels or scores."""
+        folder = self.root / f"{name}-corpus"
+        (folder / "data").mkdir(parents=True)
+        texts = ("text_a", "text_b") if record == "label" else ("text_a", "text_b", "text_c")
+        value = pa.field("label", pa.string()) if record == "label" else pa.field("score", pa.float64())
+        beside = {"source": SOURCE, "metadata": "{}", "split_hint": ""}
+        fields = [("id", pa.string()), *((key, pa.string()) for key in texts), value]
+        schema = pa.schema([*fields, *((key, pa.string()) for key in beside)])
+        whole = [{"id": f"{name}-{number}", **row, **beside} for number, row in enumerate(rows)]
+        path = folder / "data" / "part-00000.parquet"
+        with disk.durable_file(path) as file:
+            pq.write_table(pa.Table.from_pylist(whole, schema=schema), file)
+        entry = asdict(file.record(f"data/{path.name}")) | {"num_records": len(whole)}
+        write_manifest(folder, {"kind": "corpus", "record": record, "files": [entry], "num_records": len(whole)})
+        return folder
+
     def _shards(self, name: str, corpus: Path, **keys: Any) -> Path:
         paths = {"corpus": corpus, "tokenizer": self.tokenizer, "output": self.root / name}
         return _run(ShardsBuild(ShardsConfig.model_validate({**paths, "heldout_fraction": 0.2, **keys})))
+
+
+_SAID = (("지루하다", SENTIMENTS[0]), ("재미있다", SENTIMENTS[1]), ("따분하다", SENTIMENTS[0]))
+
+
+def _answered() -> list[tuple[str, str]]:
+    return [
+        (question(size, animal, place), f"{animal}는 {place}에 산다. 그 {animal}는 {size} 편이다.")
+        for size, animal, place in itertools.product(SIZES, ANIMALS, PLACES)
+    ]
 
 
 @functools.cache

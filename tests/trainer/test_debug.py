@@ -181,7 +181,7 @@ def test_an_adapter_that_the_loss_does_not_reach_is_named(tmp_path: Path, world:
 
     assert "debug: gradients reach the weights: 0 of 4 trained tensors" in told
     assert "gate_proj.lora_A.default.weight" in told
-    assert "debug: one document can be learnt: loss" in told and "stays where it was" in told
+    assert "debug: one batch can be learnt: loss" in told and "stays where it was" in told
 
 
 def test_a_learning_rate_that_moves_nothing_is_named(tmp_path: Path, world: SmallWorld) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from data_pipeline.config import load, read_tree, to_tree
 from data_pipeline.stream.batch import NO_TARGET, Batch
+from data_pipeline.stream.examples import ExampleBatch
 from launch.verb_config import class_of, kind_of
 from tests.trainer.tiny_run import tiny_config
 from trainer.config import TrainConfig
@@ -28,7 +29,7 @@ from trainer.debug_checks import (
     check_gradients,
     check_overfit,
     check_weights,
-    one_document,
+    one_batch,
     sparkline,
 )
 from trainer.debug_config import RESULT_NAME, DebugConfig, as_debug, begin_anew, debug_folder
@@ -170,13 +171,43 @@ def test_a_long_document_is_shown_from_both_ends() -> None:
     assert text.endswith("1000, 1001]  [0] ⟧")
 
 
-def test_one_document_is_the_one_with_most_targets_cut_to_its_end() -> None:
-    one = one_document(two_rows(), max_tokens=3)
+def test_one_batch_is_the_window_with_most_targets_and_keeps_its_packing() -> None:
+    one = one_batch(two_rows(), max_tokens=3)
 
-    assert one.input_ids.tolist() == [[11, 12, 13]]
-    assert one.labels.tolist() == [[12, 13, EOS]]
-    assert one.position_ids.tolist() == [[0, 1, 2]]
-    assert one.num_targets == 3
+    assert isinstance(one, Batch)
+    assert one.input_ids.shape == (1, 3)
+    assert one.num_targets == 3 == int((one.labels != NO_TARGET).sum())
+    assert one.position_ids[0, 0] == 0
+
+
+def test_one_batch_of_examples_is_the_first_ones() -> None:
+    ids = np.array([[5, 6, 7], [5, 1, 1], [8, 9, 1]])
+    batch = ExampleBatch(ids, np.array([3, 1, 2]), np.array([0.0, 1.0, 1.0]), np.arange(3), num_targets=3)
+
+    one = one_batch(batch, max_tokens=4)
+
+    assert isinstance(one, ExampleBatch)
+    assert one.input_ids.tolist() == [[5, 6, 7], [5, 1, 1]]
+    assert one.num_targets == 2
+
+
+def test_examples_are_shown_with_their_class_and_without_their_padding() -> None:
+    ids = np.array([[5, 6, 7], [5, 1, 1]])
+    batch = ExampleBatch(ids, np.array([3, 1]), np.array([1.0, np.nan]), np.arange(2), num_targets=2)
+
+    text = show_batch(batch, None, num_rows=2, eos_id=EOS, pad_id=PAD, colour=False, labels=("부정", "긍정"))
+
+    assert "example 0 of all: ⟦긍정⟧" in text and "[5, 6, 7]" in text
+    assert "example 1 of all: ⟦no score⟧" in text and " [5] " in text
+    assert "2 of 6 places are padding" in text
+
+
+def test_a_masked_row_is_shown_as_the_text_it_was() -> None:
+    batch = Batch(np.array([[4, 3, 6]]), np.array([[NO_TARGET, 5, NO_TARGET]]), np.arange(3)[None], np.zeros(1, int), 1)
+
+    text = show_batch(batch, None, num_rows=1, eos_id=EOS, pad_id=PAD, colour=False, is_masked=True)
+
+    assert "[4] ⟦ [5] ⟧ [6]" in text
 
 
 def described(kind: str) -> Any:

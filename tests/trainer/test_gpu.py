@@ -16,11 +16,13 @@ from tests.trainer.tiny_run import REPO, environment, lines_of, losses_of, make_
 from tests.trainer.tiny_sft import make_base, sft_config
 from trainer.model import Vocabulary, check_documents_apart, make_model
 from trainer.model_config import ModelConfig
+from trainer.stages import Head
 
 pytestmark = [pytest.mark.gpu, pytest.mark.stages]
 
 GPU = torch.device("cuda")
 KERNELS = ["sdpa", "flash_attention_2"]
+HEADS: dict[str, Head] = {"llama": "causal_lm", "gpt_neox": "causal_lm", "bert": "masked_lm", "roberta": "masked_lm"}
 ENGINES: dict[str, dict[str, Any]] = {
     "none": {"kind": "none"},
     **{f"zero-{stage}": {"kind": "deepspeed", "zero_stage": stage} for stage in (1, 2, 3)},
@@ -34,14 +36,14 @@ def train_on_gpu(config: Path, *overrides: str) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
-def test_law_4_no_attention_crosses_a_document_on_this_card(architecture: str, kernel: Any) -> None:
+@pytest.mark.parametrize(("architecture", "head"), HEADS.items())
+def test_law_4_no_attention_crosses_a_document_on_this_card(architecture: Any, head: Head, kernel: Any) -> None:
     if kernel == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         pytest.skip("flash-attn is not installed")
     sizes = {"hidden_size": 128, "num_layers": 2, "num_heads": 2, "max_positions": 64}
     config = ModelConfig(architecture=architecture, **sizes)
     vocabulary = Vocabulary(size=97, eos_id=0, pad_id=1)
-    model = make_model(config, vocabulary=vocabulary, kernel=kernel, dtype=torch.bfloat16, seed=3)
+    model = make_model(config, vocabulary=vocabulary, kernel=kernel, dtype=torch.bfloat16, seed=3, head=head)
 
     check_documents_apart(model.to(GPU, torch.bfloat16), kernel=kernel, device=GPU, vocab_size=97)
 

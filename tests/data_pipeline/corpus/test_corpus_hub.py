@@ -88,6 +88,15 @@ def test_files_of_a_dataset_can_be_chosen_and_read_as_documents(tmp_path: Path, 
     assert manifest["counts"]["passed_over"] == {"not_chosen": 3}
 
 
+def test_labels_come_from_the_hub_too(tmp_path: Path, cached: Path) -> None:
+    source = {"path": f"hf:{NAME}@main", "columns": {"text_a": "instruction", "label": "output"}}
+
+    build(tmp_path / "out", source, record="label")
+
+    found = [(row["text_a"], row["label"], row["split_hint"]) for row in rows(tmp_path / "out")]
+    assert found == [("수도는?", "서울", ""), ("인구는?", "천만", "heldout")]
+
+
 def test_inspect_reads_the_hub_too(cached: Path) -> None:
     assert inspect_path(Path(f"hf:{NAME}@main")).tally["forms"] == {"alpaca": 2}
 

@@ -21,7 +21,7 @@ from data_pipeline import disk
 from data_pipeline.config import ConfigError, to_tree, validate
 from data_pipeline.corpus.build import CorpusConfig
 from data_pipeline.corpus.inspect import inspect_path
-from data_pipeline.corpus.instructions import FORMS, known_forms
+from data_pipeline.corpus.instructions import FORMS, INSTRUCTIONS
 from data_pipeline.corpus.records import iterate_documents, text_bytes
 from data_pipeline.corpus.turns import FaultyRowError, Turns
 from data_pipeline.stage import StageError
@@ -522,7 +522,7 @@ def test_each_form_is_reached_by_no_earlier_one() -> None:
     for at, form in enumerate(FORMS):
         keys = [name for _, name in form.needed]
         assert not any(earlier.fits(keys, form.root) for earlier in FORMS[:at] if earlier.root in ("", form.root)), form
-    assert known_forms().startswith("messages, conversations, instruction/output")
+    assert INSTRUCTIONS.known_forms().startswith("messages, conversations, instruction/output")
 
 
 def test_inspect_tells_instructions_from_documents(tmp_path: Path) -> None:

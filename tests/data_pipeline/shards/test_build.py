@@ -317,7 +317,9 @@ def test_a_corpus_of_other_records_is_refused(inputs: Path, tmp_path: Path) -> N
     manifest = json.loads((corpus / "manifest.json").read_text())
     write_manifest(corpus, manifest | {"record": "preference"})
 
-    with pytest.raises(StageError, match=r"holds 'preference' records, but shards are made of 'document' or 'instruc"):
+    with pytest.raises(
+        StageError, match=r"holds 'preference' records, but shards are made of document, instruction, label, pair"
+    ):
         stage_of(inputs, tmp_path / "s", corpus=corpus).plan()
 
 

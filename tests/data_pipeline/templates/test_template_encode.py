@@ -13,9 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.templates import Template, TemplateError, encode_prompt, encode_row, encode_rows, load_template
-from data_pipeline.tokenizer import recipe
 from data_pipeline.tokenizer.encode import Encoder
+from data_pipeline.tokenizer.recipe import Recipe
 from data_pipeline.tokenizer.special import SPECIAL_TOKENS, TEMPLATE_MARKERS
+from data_pipeline.tokenizer.words import train_hash_hash
 from tests.data_pipeline.shards.folders import TEXTS, write_tokenizer
 from tests.data_pipeline.templates.test_templates import HEADERS, NEWLINES, conversations, template_file
 
@@ -147,8 +148,8 @@ def test_a_hash_hash_tokenizer_has_the_markers_of_every_korean_template(tmp_path
     """Its text loses newlines, but each marker is one id of its own."""
     folder = tmp_path / "t"
     folder.mkdir()
-    tokenizer = recipe.train_hash_hash(
-        lambda: iter([TEXTS * 4]), vocab_size=800, min_frequency=2, markers=TEMPLATE_MARKERS, max_alphabet=300
+    tokenizer = train_hash_hash(
+        lambda: iter([TEXTS * 4]), Recipe(vocab_size=800, markers=TEMPLATE_MARKERS, max_alphabet=300)
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))

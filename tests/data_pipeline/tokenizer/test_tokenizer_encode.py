@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trained_tokenizer import KINDS
+from trained_tokenizer import KINDS, OF_WORDS, VOCAB_SIZE
 
 from data_pipeline.stage import StageError
 from data_pipeline.tokenizer.encode import Encoder
@@ -86,7 +86,7 @@ def test_a_text_that_spells_a_special_token_gets_ordinary_ids(
     trained: dict[str, Path], kind: str, backend: str, token: str
 ) -> None:
     encoder = Encoder(trained[kind], backend=backend)
-    special = set(range(len(SPECIAL_TOKENS) + (len(TEMPLATE_MARKERS) if kind == "hash_hash_bpe" else 0)))
+    special = set(range(len(SPECIAL_TOKENS) + (len(TEMPLATE_MARKERS) if kind in OF_WORDS else 0)))
 
     (ids,) = all_ids(encoder, [f"끝났다.{token}그리고 {token}"])
 
@@ -126,9 +126,10 @@ def test_a_pickled_encoder_gives_the_same_ids(encoders: dict[str, Encoder], kind
 
 def test_roles_have_the_fixed_ids(encoders: dict[str, Encoder]) -> None:
     for encoder in encoders.values():
-        assert (encoder.eos_id, encoder.pad_id, encoder.vocab_size) == (0, 1, 900)
-    assert encoders["byte_level_bpe"].unk_id is None
-    assert encoders["hash_hash_bpe"].unk_id == 2
+        assert (encoder.eos_id, encoder.pad_id, encoder.vocab_size) == (0, 1, VOCAB_SIZE)
+    assert {kind: encoder.unk_id for kind, encoder in encoders.items()} == {
+        kind: 2 if kind in OF_WORDS else None for kind in KINDS
+    }
 
 
 def test_hash_hash_counts_what_it_does_not_know(encoders: dict[str, Encoder]) -> None:
@@ -190,7 +191,17 @@ def test_padding_that_is_eos_is_no_padding(byte_level: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(("eos", "says"), [(None, "None"), ("</s>", "'</s>'")])
 def test_a_tokenizer_without_an_end_is_refused(byte_level: Path, tmp_path: Path, eos: str | None, says: str) -> None:
     with pytest.raises(StageError, match=rf"eos_token is {says}, which is no token of its vocabulary"):
-        Encoder(foreign(byte_level, tmp_path, eos_token=eos))
+        Encoder(foreign(byte_level, tmp_path, eos_token=eos, sep_token=None))
+
+
+def test_the_separator_ends_a_text_where_no_eos_is_named(byte_level: Path, tmp_path: Path) -> None:
+    folder = foreign(byte_level, tmp_path, eos_token=None)
+
+    encoder, looking = Encoder(folder), Encoder(folder, needs_eos=False)
+
+    assert (encoder.eos_id, encoder.eos_is_sep) == (4, True)
+    assert (looking.eos_id, looking.eos_is_sep) == (None, False)
+    assert not Encoder(byte_level).eos_is_sep
 
 
 def test_truncation_and_padding_of_a_foreign_file_are_off(byte_level: Path, tmp_path: Path) -> None:

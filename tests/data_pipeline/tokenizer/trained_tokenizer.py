@@ -11,8 +11,9 @@ from data_pipeline.corpus.build import CorpusBuild, CorpusConfig
 from data_pipeline.stage import Manifest, Stage
 from data_pipeline.tokenizer.train import TokenizerConfig, TokenizerTrain
 
-KINDS = ("byte_level_bpe", "hash_hash_bpe")
-VOCAB_SIZE = 900
+KINDS = ("byte_level_bpe", "hash_hash_bpe", "unigram", "wordpiece")
+OF_WORDS = ("hash_hash_bpe", "wordpiece")
+VOCAB_SIZE = 800
 
 SYLLABLES = [chr(0xAC00 + 53 * number) for number in range(100)]
 ENDINGS = ["걸었다", "보았다", "기다렸다", "물었다", "답했다", "떠났다", "돌아왔다", "읽었다"]

@@ -1,0 +1,43 @@
+"""The stages: for each, the records that it trains on, the head of its model, and the rows that its batches are.
+
+A further stage is a line of `STAGES`, an objective module, and a config of its own where it has choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data_pipeline.shards.format import RecordKind
+
+Stage = Literal["pretrain", "sft", "mlm", "classify", "embed"]
+Head = Literal["causal_lm", "masked_lm", "classifier", "encoder"]
+RowForm = Literal["packed", "framed", "examples"]
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """`rows`: documents packed into rows, the same with each document framed by CLS and SEP, or padded examples.
+
+    `best`: the evaluation's figure that tells the best checkpoint, where the config names none.
+    """
+
+    record: RecordKind
+    head: Head
+    rows: RowForm
+    best: str = "loss"
+
+
+STAGES: dict[Stage, StageKind] = {
+    "pretrain": StageKind("document", "causal_lm", "packed"),
+    "sft": StageKind("instruction", "causal_lm", "packed"),
+    "mlm": StageKind("document", "masked_lm", "framed"),
+    "classify": StageKind("label", "classifier", "examples", best="accuracy"),
+    "embed": StageKind("pair", "encoder", "examples"),
+}
+
+# Figures of which more is better; of all others less is.
+HIGHER_IS_BETTER = frozenset(
+    {"accuracy", "macro_f1", "binary_f1", "masked_accuracy", "exact_match", "spearman", "pearson"}
+    | {"recall_at_1", "recall_at_10", "mrr", "triplet_accuracy"}
+)
