@@ -257,6 +257,9 @@ def unread_keys(config: TrainConfig) -> list[str]:
         reason = f"embed.loss is {config.embed.loss!r}"
         unread = tuple(key for loss, key in LOSS_KEYS.items() if loss != config.embed.loss)
         lines += _set_keys("embed", config.embed, unread, reason=reason)
+    if STAGES[config.stage].rows == "framed":
+        reason = f"stage {config.stage!r} always packs best-fit"
+        lines += _set_keys("data", config.data, ("packing",), reason=reason)
     if STAGES[config.stage].rows != "examples":
         reason = f"stage {config.stage!r} packs its rows"
         lines += _set_keys("data", config.data, ("group_by_length",), reason=reason)

@@ -28,6 +28,7 @@ from trainer.gate_checks import (
     model_rows,
 )
 from trainer.gate_rows import Seen, SpecialIds, look_at
+from trainer.heads import NEW_HEAD
 from trainer.stages import STAGES
 
 if TYPE_CHECKING:
@@ -123,8 +124,11 @@ def _inspect_encoder(run: Run) -> tuple[str, list[Check]]:
     fitting = gate_encoders.check_rows(seen, config, shards, highest_row=rows.embedding)
     checks = [*fitting, check_fingerprints(fingerprints, shards=config.data.shards)]
     if all(check.is_ok for check in fitting):
-        loss = first_loss(run, batches[0])
-        checks.append(gate_encoders.check_loss(loss, config, shards))
+        # Examples may look at each other within a step; rows of documents cost too much for all of one.
+        num_seen = len(batches) // config.gate.num_steps if isinstance(batches[0], ExampleBatch) else 1
+        loss = first_loss(run, *batches[:num_seen])
+        has_new_head = bool(getattr(run.engine.model, NEW_HEAD, False))
+        checks.append(gate_encoders.check_loss(loss, config, shards, has_new_head=has_new_head))
         if isinstance(batches[0], ExampleBatch):
             checks.append(gate_encoders.check_padding(run, batches[0]))
         elif math.isfinite(loss):
@@ -147,7 +151,7 @@ def _look_ahead(run: Run) -> list[AnyBatch]:
     return found
 
 
-def first_loss(run: Run, batch: AnyBatch) -> float:
+def first_loss(run: Run, *batches: AnyBatch) -> float:
     """Mean nats a target over all ranks' prepared batches, in evaluation mode; 0 where there is no target."""
     import torch
 
@@ -156,11 +160,12 @@ def first_loss(run: Run, batch: AnyBatch) -> float:
     module.eval()
     try:
         with torch.no_grad():
-            run.objective.begin_step(module, [batch])
-            ours = float(run.objective(module, batch).double())
+            run.objective.begin_step(module, batches)
+            ours = sum(float(run.objective(module, batch).double()) for batch in batches)
     finally:
         module.train(was_training)
-    total = run.ranks.all_sum(torch.tensor([ours, run.objective.weight(batch)], dtype=torch.float64)).tolist()
+    weight = sum(run.objective.weight(batch) for batch in batches)
+    total = run.ranks.all_sum(torch.tensor([ours, weight], dtype=torch.float64)).tolist()
     return total[0] / (total[1] or 1.0)
 
 

@@ -6,10 +6,11 @@ whose padding changes its answers.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,7 +35,10 @@ PADDED_MORE = 8
 
 @dataclass(frozen=True)
 class Seen:
-    """What stands in some rows; counts add up over ranks. Of examples `num_tokens` counts ids that are no padding."""
+    """What stands in some rows; counts add up over ranks. Of examples `num_tokens` counts ids that are no padding.
+
+    Of pairs: `num_equal`: their two texts are one; `second_texts`: hashes of the different second ones.
+    """
 
     num_rows: int = 0
     num_tokens: int = 0
@@ -43,13 +47,18 @@ class Seen:
     num_special_targets: int = 0
     num_empty: int = 0
     num_bad_values: int = 0
+    num_equal: int = 0
     classes: frozenset[int] = frozenset()
+    second_texts: frozenset[bytes] = frozenset()
+    scores: frozenset[float] = frozenset()
     highest_id: int = -1
 
     def __add__(self, other: Seen) -> Seen:
-        names = [field.name for field in fields(self) if field.name.startswith("num_")]
-        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return Seen(**sums, classes=self.classes | other.classes, highest_id=max(self.highest_id, other.highest_id))
+        found: dict[str, Any] = {}
+        for field in fields(self):
+            ours, theirs = getattr(self, field.name), getattr(other, field.name)
+            found[field.name] = ours | theirs if isinstance(ours, frozenset) else ours + theirs
+        return Seen(**found | {"highest_id": max(self.highest_id, other.highest_id)})
 
     @property
     def told(self) -> str:
@@ -80,7 +89,16 @@ def _look_at_examples(batch: ExampleBatch, shards: ShardSet) -> Seen:
     if shards.labels:
         is_bad = ~((values >= 0) & (values < len(shards.labels)) & (values == np.floor(values)))
         classes = frozenset(values[~is_bad].astype(int).tolist())
+    texts = [
+        hashlib.blake2b(ids[:length].tobytes(), digest_size=8).digest()
+        for ids, length in zip(batch.input_ids, batch.lengths.tolist(), strict=True)
+    ]
+    firsts, seconds = texts[:: batch.num_sequences], texts[1 :: batch.num_sequences]
+    is_pair = batch.num_sequences > 1
     return Seen(
+        num_equal=sum(first == second for first, second in zip(firsts, seconds, strict=False)) if is_pair else 0,
+        second_texts=frozenset(seconds) if is_pair else frozenset(),
+        scores=frozenset() if shards.labels else frozenset(values[np.isfinite(values)].tolist()),
         num_rows=len(values),
         num_tokens=int(is_text.sum()),
         num_padding=int((~is_text).sum()),
@@ -164,15 +182,7 @@ def _check_masks(seen: Seen, config: TrainConfig) -> list[Check]:
 
 def _check_values(seen: Seen, shards: ShardSet) -> list[Check]:
     if not shards.labels:
-        return [
-            Check(
-                name="scores are numbers",
-                value=f"{seen.num_bad_values:,} of {seen.num_rows:,} are infinite",
-                limit="0",
-                is_ok=seen.num_bad_values == 0,
-                advice="mend them in the corpus and build the shards again",
-            )
-        ]
+        return _check_pairs(seen)
     named = ", ".join(shards.labels[number] for number in sorted(seen.classes)[:4])
     return [
         Check(
@@ -193,14 +203,47 @@ def _check_values(seen: Seen, shards: ShardSet) -> list[Check]:
     ]
 
 
-def check_loss(loss: float, config: TrainConfig, shards: ShardSet) -> Check:
-    """The mean of the first micro-batches, before any update."""
+def _check_pairs(seen: Seen) -> list[Check]:
+    is_scored = bool(seen.scores)
+    checks = [
+        Check(
+            name="pairs of two texts",
+            value=f"{seen.num_equal:,} of {seen.num_rows:,} pairs are one text twice",
+            limit="at most half",
+            is_ok=seen.num_equal <= seen.num_rows / 2,
+            advice="one column was mapped twice (같은 열을 두 번): the loss falls to 0 and nothing is learnt; look at "
+            "the columns of the corpus",
+        ),
+        Check(
+            name="several second texts",
+            value=f"{len(seen.second_texts):,} different in {seen.num_rows:,} pairs",
+            limit="2 or more",
+            is_ok=len(seen.second_texts) > 1 or seen.num_rows < 2,
+            advice="every pair has the same second text, so that nothing tells one from another; look at its column",
+        ),
+    ]
+    if is_scored or seen.num_bad_values:
+        named = f"{min(seen.scores):g} to {max(seen.scores):g}" if is_scored else "none"
+        checks.append(
+            Check(
+                name="scores tell apart",
+                value=f"{named}; {seen.num_bad_values:,} of {seen.num_rows:,} are infinite",
+                limit="2 or more different, all finite",
+                is_ok=seen.num_bad_values == 0 and (len(seen.scores) > 1 or seen.num_rows < MIN_ONE_CLASS),
+                advice="mend the score column of the corpus and build the shards again",
+            )
+        )
+    return checks
+
+
+def check_loss(loss: float, config: TrainConfig, shards: ShardSet, *, has_new_head: bool = False) -> Check:
+    """The mean of the first step, before any update. `has_new_head`: it knows nothing, whatever is beneath."""
     limit = math.inf
     if config.stage == "classify":
         limit = 2 * NEW_MODEL_FACTOR * math.log(max(2, len(shards.labels)))
     if config.stage == "mlm":
         limit = NEW_MODEL_FACTOR * math.log(shards.vocab_size)
-        if config.model.source is not None:
+        if config.model.source is not None and not has_new_head:
             limit = min(limit, config.gate.max_first_loss)
     return Check(
         name="first loss is sane",

@@ -10,6 +10,8 @@ from typing import Any
 from data_pipeline.disk import read_object
 from trainer.stages import Head
 
+NEW_HEAD = "has_new_head"  # an attribute of a model whose source brings no head of its kind
+
 _ENDINGS: tuple[tuple[str, Head], ...] = (
     ("ForCausalLM", "causal_lm"),
     ("LMHeadModel", "causal_lm"),

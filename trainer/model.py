@@ -20,7 +20,7 @@ from data_pipeline.shards.format import read_shards
 from data_pipeline.stream.batch import Batch
 from data_pipeline.stream.examples import ExampleBatch
 from trainer.errors import RunError
-from trainer.heads import auto_class, head_options, note_padding
+from trainer.heads import NEW_HEAD, auto_class, head_options, note_padding
 from trainer.initial_weights import initialize, new_model
 from trainer.model_config import ModelConfig
 from trainer.quantize import CLASSIFIER_PARTS, keep_layout, loading_options, logical_numel
@@ -373,6 +373,7 @@ def _begin_head(model: nn.Module, told: dict[str, Any], *, seed: int, head: Head
         )
     print(f"model.from: {source} brings no {', '.join(sorted(missing))}: new weights from the seed", flush=True)
     initialize(model, seed=seed, only=missing)
+    setattr(model, NEW_HEAD, True)
 
 
 @dataclass(frozen=True)
