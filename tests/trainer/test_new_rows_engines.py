@@ -54,27 +54,26 @@ EQUAL = [name for name in FP32 if name not in REFERENCES] + ["tied-zero-2", "tie
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """For each case `whole-…` at once, and `parts-…` stopped inside the second phase and at the end of the third."""
-    folder = tmp_path_factory.mktemp("new-rows")
+    folder, world = tmp_path_factory.mktemp("new-rows"), small_world()
+    extended = ExtendedWorld(world)
+    pretrained = world.train("rows-base", world.shards, model=MODEL, train={"max_steps": 8}, evaluation=NO_ANSWERS)
+    export_full(pretrained, folder / "base")
+    model = MODEL | {"tie_embeddings": True}
+    pretrained = world.train("tied-rows-base", world.shards, model=model, train={"max_steps": 8}, evaluation=NO_ANSWERS)
+    export_full(pretrained, folder / "tied")
     cases = list((CASES | TIED).items())
-    for first in range(0, len(cases), 6):  # a worker has 15 minutes
-        carry_out(folder, dict(cases[first : first + 6]))
+    for start in range(0, len(cases), 6):  # a worker has 15 minutes
+        carry_out(folder, extended.shards, dict(cases[start : start + 6]))
     return folder
 
 
-def carry_out(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
-    world = small_world()
-    extended = ExtendedWorld(world)
-    pretrained = world.train("rows-base", world.shards, model=MODEL, train={"max_steps": 8}, evaluation=NO_ANSWERS)
-    base = export_full(pretrained, folder / "base")
-    model = MODEL | {"tie_embeddings": True}
-    pretrained = world.train("tied-rows-base", world.shards, model=model, train={"max_steps": 8}, evaluation=NO_ANSWERS)
-    tied = export_full(pretrained, folder / "tied")
+def carry_out(folder: Path, shards: Path, cases: dict[str, dict[str, Any]]) -> None:
     plan: list[dict[str, Any]] = []
     for name, sections in cases.items():
         for kind in ("whole", "parts"):
             tree: dict[str, Any] = {
                 "run": {"name": f"{kind}-{name}"},
-                "model": {"from": str(tied if name in TIED else base)},
+                "model": {"from": str(folder / ("tied" if name in TIED else "base"))},
                 "new_rows": {"phases": TIED_PHASES if name in TIED else PHASES},
                 "data": {"seq_len": 64},
                 "train": STEPS | {"max_grad_norm": 0.5},
@@ -84,7 +83,7 @@ def carry_out(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
             }
             for section, keys in sections.items():
                 tree[section] = tree.get(section, {}) | keys
-            path = str(write_config(folder / f"{kind}-{name}.yaml", tiny_config(folder, extended.shards, **tree)))
+            path = str(write_config(folder / f"{kind}-{name}.yaml", tiny_config(folder, shards, **tree)))
             # Steps 3 and 6 are the last finished ones; the first of each attempt is its warm-up.
             stops = [signal_at("step", 2, rank=1), signal_at("step", 2)] if kind == "parts" else []
             plan += [{"config": path, "signal": stop} for stop in stops]
