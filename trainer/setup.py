@@ -250,7 +250,7 @@ def make_trainable_model(
 
     `new`: the tokens of `vocabulary` that `model.from` has no rows for.
     """
-    trained = trained_dtype(config)
+    trained, head = trained_dtype(config), STAGES[config.stage].head
 
     def make() -> nn.Module:
         model = make_model(
@@ -261,11 +261,10 @@ def make_trainable_model(
             seed=config.seed,
             device=ranks.device,
             storage=trained if config.engine.kind == "deepspeed" else torch.uint8,
-            head=STAGES[config.stage].head,
-            labels=read_shards(Path(config.data.shards), split="train").labels,
+            head=head,
+            labels=read_shards(Path(config.data.shards), split="train").labels if head == "classifier" else (),
         )
         if config.adapter is not None:
-            head = STAGES[config.stage].head
             add_adapter(model, config.adapter, seed=config.seed, dtype=trained, head=head)
         if config.new_rows is not None and new:
             tokenizer = tokenizer_folder(Path(config.data.shards))

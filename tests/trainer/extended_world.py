@@ -33,6 +33,8 @@ class ExtendedWorld:
     @cached_property
     def tokenizer(self) -> Path:
         folder = self.world.root / "extended-tokenizer"
+        if folder.is_dir():  # another test of this process made it
+            return folder
         terms = self.world.root / "terms.txt"
         terms.write_text("\n".join(term.strip() for term in TERMS), encoding="utf-8")
         config = ExtendConfig(tokenizer=self.world.tokenizer, output=folder, tokens=terms)

@@ -9,6 +9,7 @@ Writes DIR/<name>.json (losses and norms) and DIR/<name>.safetensors (final weig
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -22,11 +23,13 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from data_pipeline.config import validate
 from data_pipeline.stream.batch import Batch
+from data_pipeline.stream.stream import AnyBatch
 from trainer.config import TrainConfig
 from trainer.engine import Engine, load_weights, make_engine
 from trainer.engine_config import EngineConfig
 from trainer.model import Vocabulary
 from trainer.objectives.causal_lm import CausalLM
+from trainer.objectives.objective import Objective, Outcome
 from trainer.quantize import held_bytes
 from trainer.ranks import Ranks, start_ranks, stop_ranks
 from trainer.resilience import StepPolicy
@@ -94,10 +97,9 @@ def micro_batches(arrays: dict[str, np.ndarray], step: int, config: TrainConfig,
 class MeanWeightedUpdater(Updater):
     """The negative control: every rank's mean counts alike, whatever its targets; what naive trainers do."""
 
-    def _total_targets(self, micro_batches: Any) -> int:
+    def _totals(self, micro_batches: Any) -> Any:
         ours = sum(batch.num_targets for batch in micro_batches)
-        super()._total_targets(micro_batches)
-        return ours * self.ranks.world_size
+        return dataclasses.replace(super()._totals(micro_batches), weight=float(ours * self.ranks.world_size))
 
 
 def run(engine_spec: dict[str, Any], spec: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -146,11 +148,12 @@ def refuse(updater: Updater, batches: list[Batch], *, step: int, lr: float) -> N
     sound = updater.objective
     is_last_rank = updater.ranks.rank == updater.ranks.world_size - 1
 
-    def poisoned(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        loss = sound(model, batch)
-        return loss * float("nan") if is_last_rank and batch is batches[-1] else loss
+    class Poisoned(Objective):
+        def outcome(self, module: torch.nn.Module, batch: AnyBatch) -> Outcome:
+            loss = sound(module, batch)
+            return Outcome(loss * float("nan") if is_last_rank and batch is batches[-1] else loss)
 
-    updater.objective = poisoned
+    updater.objective = Poisoned()
     metrics = updater.step(batches, number=step, lr=lr)
     updater.objective = sound
     assert metrics.skipped and "not finite" in metrics.reason, metrics
