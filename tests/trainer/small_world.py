@@ -204,7 +204,7 @@ class SmallWorld:
 
     def tuned(self, name: str, *, base: Path, adapter: dict[str, Any], **model: Any) -> Path:
         """A run that tuned an adapter beside `base`."""
-        steps = {"max_steps": 8, "schedule": {"warmup_steps": 2, "peak_lr": 3e-2}}
+        steps = {"max_steps": 8, "schedule": {"warmup_steps": 2, "peak_lr": 1e-2}}
         return self.train(
             name,
             self.instruction_shards,

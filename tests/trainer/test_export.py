@@ -175,9 +175,9 @@ def test_merged_from_4_bits_says_what_was_trained_and_tells_the_measure(
     measure = merge.measure_merge(trained, exports.logits(f"{name}-merged"))
 
     # Rounding alone: the same products, summed in another order.
-    assert measure.max_logit_error < 2e-5 and measure.top_1_agreement == 1.0
+    assert measure.max_logit_error < 1e-4 and measure.top_1_agreement == 1.0
     assert told["float32"]["num_rows"] == 64
-    assert told["float32"]["max_logit_error"] < 2e-5 and told["float32"]["top_1_agreement"] == 1.0
+    assert told["float32"]["max_logit_error"] < 1e-4 and told["float32"]["top_1_agreement"] == 1.0
     assert not told["is_accepted"]
     untuned = merge.measure_merge(trained, exports.logits(f"{name}-base"))
     assert untuned.max_logit_error > 1e-2, "the adapter does something"
@@ -196,7 +196,7 @@ def test_merged_answers_are_those_of_the_adapter(runs: dict[str, Path], exports:
 def test_a_merge_written_in_bf16_tells_the_rounding_beside_the_merge(qlora: Path, tmp_path: Path) -> None:
     measures = export(find_saved(qlora), tmp_path / "merged", ExportOptions(merge=True, dtype="bf16"))["merge"]
 
-    assert measures["float32"]["max_logit_error"] < 2e-5
+    assert measures["float32"]["max_logit_error"] < 1e-4
     # bf16 has 8 bits: weights and products are each some 0.4 % off, layer after layer.
     scale = max(float(logits.abs().max()) for logits in our_logits(qlora))
     assert 1e-5 * scale < measures["as_written"]["max_logit_error"] < 0.08 * scale
