@@ -197,6 +197,11 @@ class TrainConfig(Config):
                 f"{self.model.architecture} reads {'from left to right' if is_causal else 'both ways'}; set it to "
                 f"{'bert or roberta' if is_causal else 'llama or gpt_neox'}"
             )
+        named, figures = self.evaluation.best_by, STAGES[self.stage].figures
+        if named and named not in figures:
+            yield (
+                f"evaluation.best_by: {named!r} is no figure of stage {self.stage!r}; choose among {', '.join(figures)}"
+            )
         kind = self.train.optimizer.kind
         if kind != "adamw" and self.engine.offload_optimizer:
             yield (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from data_pipeline.config import Config
+
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class MlmConfig(Config):
@@ -30,7 +32,7 @@ class MlmConfig(Config):
 class ClassifyConfig(Config):
     """Cross entropy over classes."""
 
-    class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
+    class_weights: Literal["none", "balanced"] | tuple[Weight, ...] = "none"
     """"balanced": by the inverse of how often each class stands in the training rows; or one a class, in order."""
 
 

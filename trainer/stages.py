@@ -19,21 +19,30 @@ RowForm = Literal["packed", "framed", "examples"]
 class StageKind:
     """`rows`: documents packed into rows, the same with each document framed by CLS and SEP, or padded examples.
 
-    `best`: the evaluation's figure that tells the best checkpoint, where the config names none.
+    `figures`: what its evaluations may tell, by which the best checkpoint may be chosen; `best`: the one that does so
+    where the config names none.
     """
 
     record: RecordKind
     head: Head
     rows: RowForm
+    figures: tuple[str, ...]
     best: str = "loss"
 
 
 STAGES: dict[Stage, StageKind] = {
-    "pretrain": StageKind("document", "causal_lm", "packed"),
-    "sft": StageKind("instruction", "causal_lm", "packed"),
-    "mlm": StageKind("document", "masked_lm", "framed"),
-    "classify": StageKind("label", "classifier", "examples", best="accuracy"),
-    "embed": StageKind("pair", "encoder", "examples"),
+    "pretrain": StageKind("document", "causal_lm", "packed", ("loss", "bits_per_byte")),
+    "sft": StageKind("instruction", "causal_lm", "packed", ("loss", "bits_per_byte")),
+    "mlm": StageKind("document", "masked_lm", "framed", ("loss", "masked_accuracy", "masked_perplexity")),
+    "classify": StageKind(
+        "label", "classifier", "examples", ("loss", "accuracy", "macro_f1", "binary_f1"), best="accuracy"
+    ),
+    "embed": StageKind(
+        "pair",
+        "encoder",
+        "examples",
+        ("loss", "spearman", "pearson", "recall_at_1", "recall_at_10", "mrr", "triplet_accuracy"),
+    ),
 }
 
 # Figures of which more is better; of all others less is.

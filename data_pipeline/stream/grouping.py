@@ -1,7 +1,8 @@
 """An order of rows in which those of one step are about equally long, so that little is padded.
 
 Law 1 holds: a pure function of the order beneath, the lengths and two sizes. The order is cut into windows; the rows of
-a window are sorted by length and cut into blocks, and the blocks change places. Any position costs a window.
+a window are sorted by length and cut into blocks, and the blocks change places. Any position costs a window. An epoch
+that begins inside a step first gives what that step lacks, so that blocks stand where steps do in every epoch.
 """
 
 from __future__ import annotations
@@ -34,12 +35,20 @@ class GroupedOrder:
     def rows_at(self, positions: IntArray) -> IntArray:
         """Row numbers at `positions` (int64, each in [0, num_rows)) of the epoch; int64 of the same length."""
         window = self.block * WINDOW_BLOCKS
-        numbers = positions // window
+        numbers = (positions - self._head) // window
         found = np.empty(len(positions), np.int64)
         for number in np.unique(numbers).tolist():
             inside = numbers == number
-            found[inside] = self._window(number)[positions[inside] - number * window]
+            if number < 0:
+                found[inside] = self.order.rows_at(positions[inside])
+            else:
+                found[inside] = self._window(number)[positions[inside] - self._head - number * window]
         return found
+
+    @property
+    def _head(self) -> int:
+        """Rows of the epoch that end a step which began in the one before."""
+        return min(-self.order.epoch * self.order.num_rows % self.block, self.order.num_rows)
 
     def _window(self, number: int) -> IntArray:
         if number not in self._cache:
@@ -49,7 +58,8 @@ class GroupedOrder:
 
     def _sorted(self, number: int) -> IntArray:
         size = self.block * WINDOW_BLOCKS
-        first, end = number * size, min((number + 1) * size, self.order.num_rows)
+        first = self._head + number * size
+        end = min(first + size, self.order.num_rows)
         rows = self.order.rows_at(np.arange(first, end))
         rows = rows[np.argsort(self.lengths[rows], kind="stable")]
         num_whole = len(rows) // self.block

@@ -99,7 +99,7 @@ def _join(*, rank: int, num_ranks: int, store: Path) -> None:
         store=dist.FileStore(str(store), num_ranks),
         rank=rank,
         world_size=num_ranks,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=120),  # of a machine that others load
     )
 
 
