@@ -22,8 +22,9 @@ from data_pipeline.stream.batch import Batch, RowBuffers, padding_batch
 from data_pipeline.stream.maps import ShardMaps
 from data_pipeline.stream.order import RowOrder
 from data_pipeline.stream.packing import WINDOW_DOCUMENTS, frame_pieces, pack_best_fit
+from data_pipeline.stream.rows import TableRows
 from data_pipeline.stream.split import rank_slices
-from data_pipeline.stream.table import RowCounts, RowTable, open_table
+from data_pipeline.stream.table import RowTable, open_table
 from data_pipeline.tokenizer.encode import special_tokens
 from data_pipeline.tokenizer.fingerprint import TOKENIZER_FILE
 
@@ -80,43 +81,13 @@ def open_framed_rows(shards: Path, *, split: str, seq_len: int, build: bool) -> 
     return FramedRows(found, table, tokens, seq_len=seq_len)
 
 
-class FramedRows:
-    """`num_rows` rows of `seq_len` places. `identity` is a sha256 of all that decides which row holds what.
-
-    Of a Batch of these, `labels` are the ids of texts themselves and -100 at CLS, SEP and padding.
-    """
+class FramedRows(TableRows):
+    """Rows of `seq_len` places. Of a Batch of these, `labels` are the ids of texts themselves and -100 at CLS, SEP and
+    padding."""
 
     def __init__(self, shards: ShardSet, table: RowTable, tokens: FrameTokens, *, seq_len: int) -> None:
-        self.shards = shards
+        super().__init__(shards, table, seq_len=seq_len)
         self.tokens = tokens
-        self.seq_len = seq_len
-        self._table = table
-        self._maps = ShardMaps(shards)
-
-    @property
-    def identity(self) -> str:
-        return self._table.identity
-
-    @property
-    def num_rows(self) -> int:
-        return self._table.counts.num_rows
-
-    @property
-    def counts(self) -> RowCounts:
-        return self._table.counts
-
-    @property
-    def pad_id(self) -> int:
-        """What fills a row's end; `pad_with` changes it."""
-        return self._maps.pad_id
-
-    def pad_with(self, pad_id: int) -> None:
-        """Fill rows with `pad_id` from now on; no loss depends on it."""
-        self._maps.pad_id = pad_id
-
-    def padding(self) -> Batch:
-        """One row without a target."""
-        return padding_batch(seq_len=self.seq_len, pad_id=self.pad_id)
 
     def gather(self, row_numbers: IntArray) -> Batch:
         """The rows of those numbers, in that order, in new memory.

@@ -44,12 +44,14 @@ def open_rows(
     return Rows(found, table, packing, seq_len=seq_len)
 
 
-class Rows:
-    """`num_rows` rows of `seq_len` pairs. `identity` is a sha256 of all that decides which row holds what."""
+class TableRows:
+    """`num_rows` rows of `seq_len` places by a row table. `identity`: a sha256 of what decides which row holds what.
 
-    def __init__(self, shards: ShardSet, table: RowTable, packing: Packing, *, seq_len: int) -> None:
+    How a row is gathered is the business of each form of rows.
+    """
+
+    def __init__(self, shards: ShardSet, table: RowTable, *, seq_len: int) -> None:
         self.shards = shards
-        self.packing = packing
         self.seq_len = seq_len
         self._table = table
         self._maps = ShardMaps(shards)
@@ -78,6 +80,14 @@ class Rows:
     def padding(self) -> Batch:
         """One row without a target."""
         return padding_batch(seq_len=self.seq_len, pad_id=self.pad_id)
+
+
+class Rows(TableRows):
+    """Rows of `seq_len` pairs."""
+
+    def __init__(self, shards: ShardSet, table: RowTable, packing: Packing, *, seq_len: int) -> None:
+        super().__init__(shards, table, seq_len=seq_len)
+        self.packing = packing
 
     def gather(self, row_numbers: IntArray, out: RowBuffers | None = None) -> Batch:
         """The rows of those numbers, in that order, written into `out` (which the Batch then shows) or new memory.
