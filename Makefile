@@ -23,7 +23,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(TEST) -m 'not stages and not slurm' -n 2
 	@$(BIN)/python -m launch.toolchain --build
-	@$(TEST) -m stages -n 2 --dist loadfile
+	@$(TEST) -m stages -n 2 --dist loadfile --durations=25
 	@$(TEST) -m slurm -n 3
 
 check: $(STAMP) lint

@@ -11,6 +11,8 @@ from data_pipeline.config import Config
 from data_pipeline.corpus.sources import InputConfig, paths_as_inputs
 from data_pipeline.shards.labels import Labels
 
+_TEMPLATED = ("instruction", "preference", "feedback", "prompt")
+
 
 class RawDataConfig(Config):
     """Files instead of shards; each key is that of the stage which reads it.
@@ -19,13 +21,13 @@ class RawDataConfig(Config):
     """
 
     inputs: tuple[InputConfig, ...] = Field(min_length=1)
-    record: Literal["document", "instruction", "label", "pair"] = "document"
+    record: Literal["document", "instruction", "label", "pair", "preference", "feedback", "prompt"] = "document"
     template: str | None = None
     tokenizer: Path | None = None
     vocab_size: int = Field(default=32_000, ge=64, description="of the tokenizer that is trained without `tokenizer`")
     heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
     labels: Labels | None = Field(default=None, description="of label records: the classes in their order")
-    max_tokens: int | None = Field(default=None, ge=2, description="of a sequence of label and pair records")
+    max_tokens: int | None = Field(default=None, ge=2, description="of a sequence of records other than documents")
     too_long: Literal["refuse", "drop", "cut"] = "refuse"
     cache: Path = Path("data/cache")
 
@@ -35,12 +37,12 @@ class RawDataConfig(Config):
         return paths_as_inputs(value)
 
     @model_validator(mode="after")
-    def _instructions_need_more(self) -> RawDataConfig:
-        if self.record == "instruction" and (self.template is None or self.tokenizer is None):
+    def _written_rows_need_more(self) -> RawDataConfig:
+        if self.record in _TEMPLATED and (self.template is None or self.tokenizer is None):
             missing = " and ".join(key for key in ("template", "tokenizer") if getattr(self, key) is None)
             raise ValueError(
-                f"record is 'instruction', but there is no {missing}; name the template that writes the rows, and the "
-                "tokenizer of the model that is tuned"
+                f"record is {self.record!r}, but there is no {missing}; name the template that writes the rows, and "
+                "the tokenizer of the model that is tuned"
             )
         return self
 

@@ -25,6 +25,10 @@ class StageError(RuntimeError):
     """An input that a stage can't use: `where: what, both values; what to do`."""
 
 
+class NothingToScoreError(StageError):
+    """Held-out documents of which none has a target that could be scored."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One independent piece of a stage.

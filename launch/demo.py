@@ -1,30 +1,26 @@
 """`dure demo`: all of it once, on this machine, in minutes; each part is the one that real runs use.
 
 text (made, or the user's) -> corpus -> tokenizer -> shards -> pretrain -> instruction rows -> QLoRA -> questions before
-and after -> merged export, asked again by a fresh process -> report.html. Every part that is done already is skipped
-and says so; a part that was cut off goes on.
+and after -> merged export, asked again by a fresh process -> with --dpo the parts of `demo_preference` -> report.html.
+Every part that is done already is skipped and says so; a part that was cut off goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.stage import StageError, read_manifest
-from launch import demo_data
+from launch import demo_data, demo_preference
 from launch.demo_data import MADE_VOCABULARY, VOCABULARY, Places
+from launch.demo_parts import checkpoint_of, export_merged, kept, part, read_results, train
 
 PRETRAIN, SFT = Path("configs/demo.yaml"), Path("configs/demo-sft.yaml")
 PRETRAIN_RUN, SFT_RUN, MODEL_NAME = "pretrain", "sft", "model"
-RESULT_NAME = "demo.json"
-CPU_RANKS = 2
 DEFAULT_SEED = 1
 NUM_QUESTIONS, MAX_NEW_TOKENS = 300, 48
 # What the demo's own rows are to reach, and below what something is wrong; a user's rows may be anything.
@@ -36,24 +32,47 @@ def demo(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     if not (PRETRAIN.is_file() and SFT.is_file()):
         raise StageError(f"{PRETRAIN}: not here; run `dure demo` in the folder of the checkout")
-    corpus, rows = arguments.corpus, arguments.sft
-    places = Places(Path(arguments.output or _default_root(corpus, rows, seed=arguments.seed)))
-    if corpus is None or rows is None:
-        _part("generate: made-up Korean", lambda: demo_data.generate(places, seed=arguments.seed))
-    code = _pretrained(places, source=Path(corpus) if corpus else places.aihub, is_made=corpus is None)
+    corpus, rows, preferences = arguments.corpus, arguments.sft, arguments.preference
+    prefers = arguments.dpo or preferences is not None
     tuned = corpus is None or rows is not None
+    _check_preferences(arguments, prefers=prefers, tuned=tuned)
+    places = Places(Path(arguments.output or _default_root(corpus, rows, preferences, seed=arguments.seed)))
+    if corpus is None or rows is None:
+        part("generate: made-up Korean", lambda: demo_data.generate(places, seed=arguments.seed))
+    code = _pretrained(places, source=Path(corpus) if corpus else places.aihub, is_made=corpus is None)
     if code == 0 and tuned:
         code = _tuned(places, source=Path(rows) if rows else places.rows, is_made=rows is None and corpus is None)
+    if code == 0 and prefers:
+        code = demo_preference.tuned_on_preferences(
+            places,
+            tuned=places.root / SFT_RUN,
+            rows=Path(preferences) if preferences else None,
+            seed=arguments.seed,
+        )
     if code:
         return code
-    _part("report: one page of all of it", lambda: _report(places, tuned=tuned))
-    _say_what_is_next(places, tuned=tuned, seconds=time.perf_counter() - started)
+    part("report: one page of all of it", lambda: _report(places, tuned=tuned, prefers=prefers))
+    _say_what_is_next(places, tuned=tuned, prefers=prefers, seconds=time.perf_counter() - started)
     return 0
 
 
-def _default_root(corpus: str | None, rows: str | None, *, seed: int) -> str:
+def _check_preferences(arguments: argparse.Namespace, *, prefers: bool, tuned: bool) -> None:
+    """Refuse what can't be: nothing to tune further, or made-up preferences over somebody's own questions."""
+    if prefers and not tuned:
+        raise StageError(
+            f"--{'dpo' if arguments.dpo else 'preference'}: beside --corpus {arguments.corpus} nothing is tuned; give "
+            "--sft ROWS too"
+        )
+    if arguments.dpo and arguments.preference is None and arguments.sft is not None:
+        raise StageError(
+            f"--dpo: the made-up preferences are about the made-up questions, not about --sft {arguments.sft}; give "
+            "--preference ROWS too"
+        )
+
+
+def _default_root(*sources: str | None, seed: int) -> str:
     """A folder for each source: what was made of one is never mixed with what is made of another."""
-    names = [Path(path).stem for path in (corpus, rows) if path is not None]
+    names = [Path(path).stem for path in sources if path is not None]
     if names:
         return f"runs/demo-{'-'.join(names)}"
     return "runs/demo" if seed == DEFAULT_SEED else f"runs/demo-seed-{seed}"
@@ -62,16 +81,19 @@ def _default_root(corpus: str | None, rows: str | None, *, seed: int) -> str:
 def _pretrained(places: Places, *, source: Path, is_made: bool) -> int:
     """From text to a model that knows Korean a little; 1 where it is no better than counting on made text."""
     vocabulary = MADE_VOCABULARY if is_made else VOCABULARY
-    _part(f"corpus: {source} -> documents", lambda: demo_data.build_corpus(source, places.corpus, record="document"))
-    _part(
+    part(f"corpus: {source} -> documents", lambda: demo_data.build_corpus(source, places.corpus, record="document"))
+    part(
         f"tokenizer: byte-level BPE, {vocabulary:,} tokens",
         lambda: demo_data.train_tokenizer(places, vocab_size=vocabulary),
     )
-    _part("shards: documents -> token ids in Arrow files", lambda: demo_data.build_shards(places, is_made=is_made))
-    code: int = _part(f"pretrain: {PRETRAIN}", lambda: _train(PRETRAIN, places, [f"data.shards={places.shards}"]))
+    part(
+        "shards: documents -> token ids in Arrow files",
+        lambda: demo_data.build_shards(places.corpus, places.shards, tokenizer=places.tokenizer, is_made=is_made),
+    )
+    code: int = part(f"pretrain: {PRETRAIN}", lambda: train(PRETRAIN, places, [f"data.shards={places.shards}"]))
     if code:
         return code
-    is_below = _part("evaluate: held-out bits per byte beside a trigram model", lambda: _evaluate(places))
+    is_below = part("evaluate: held-out bits per byte beside a trigram model", lambda: _evaluate(places))
     if is_made and not is_below:
         print("the demo's own text must be learned better than by counting: something is wrong", file=sys.stderr)
         return 1
@@ -80,59 +102,31 @@ def _pretrained(places: Places, *, source: Path, is_made: bool) -> int:
 
 def _tuned(places: Places, *, source: Path, is_made: bool) -> int:
     """From the pretrained model to one that answers; 1 where made rows are not learned, or an export says otherwise."""
-    _part(
+    part(
         f"rows: {source} -> instructions",
         lambda: demo_data.build_corpus(source, places.sft_corpus, record="instruction"),
     )
-    _part(
+    part(
         f"shards: instructions -> token ids by the template {demo_data.TEMPLATE}",
-        lambda: demo_data.build_sft_shards(places, is_made=is_made),
+        lambda: demo_data.build_shards(
+            places.sft_corpus,
+            places.sft_shards,
+            tokenizer=places.tokenizer,
+            is_made=is_made,
+            template=demo_data.TEMPLATE,
+        ),
     )
     overrides = [f"data.shards={places.sft_shards}", f"model.from={places.root / PRETRAIN_RUN}"]
-    code: int = _part(f"tune: {SFT}: QLoRA on the 4-bit model", lambda: _train(SFT, places, overrides))
+    code: int = part(f"tune: {SFT}: QLoRA on the 4-bit model", lambda: train(SFT, places, overrides))
     if code:
         return code
-    _part("export: the adapter merged into its base, for other programs", lambda: _export(places))
-    before, after, exported = _part("questions: before, after, and of the export", lambda: _ask_all(places))
+    part(
+        "export: the adapter merged into its base, for other programs",
+        lambda: export_merged(places.root / SFT_RUN, places.root / MODEL_NAME),
+    )
+    before, after, exported = part("questions: before, after, and of the export", lambda: _ask_all(places))
     _show_answers(before, after, exported)
     return _verdict(after, exported) if is_made else 0
-
-
-def _part(title: str, run: Callable[[], Any]) -> Any:
-    print(f"\n== {title}", flush=True)
-    started = time.perf_counter()
-    result = run()
-    print(f"   {time.perf_counter() - started:.1f} s", flush=True)
-    return result
-
-
-def _train(config: Path, places: Places, overrides: list[str]) -> int:
-    from launch.verb_train import num_gpus, run
-
-    overrides = [f"run.folder={places.root}", *overrides]
-    if num_gpus():
-        return run(str(config), [*overrides, "train.precision=bf16"], gpus=1)
-    return run(str(config), overrides, cpu_ranks=CPU_RANKS)
-
-
-def _kept(places: Places, part: str, made_from: dict[str, Any], make: Callable[[], Any]) -> Any:
-    """The result of a part as demo.json keeps it, made anew where it was made from something else."""
-    from data_pipeline import disk
-
-    path = places.root / RESULT_NAME
-    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if results.get(part, {}).get("made_from") == made_from:
-        print(f"   up to date: {path}: {part}")
-        return results[part]["result"]
-    result = make()
-    disk.write_json(path, {**results, part: {"made_from": made_from, "result": result}})
-    return result
-
-
-def _checkpoint_of(run: Path) -> str:
-    from trainer.saved import find_saved
-
-    return str(find_saved(str(run)).checkpoint)
 
 
 def _evaluate(places: Places) -> bool:
@@ -142,10 +136,10 @@ def _evaluate(places: Places) -> bool:
 
     run = places.root / PRETRAIN_RUN
     shards = read_manifest(places.shards, kind="shards")["manifest_sha256"]
-    result = _kept(
+    result = kept(
         places,
         "evaluate",
-        {"checkpoint": _checkpoint_of(run), "shards": shards},
+        {"checkpoint": checkpoint_of(run), "shards": shards},
         lambda: {"model": evaluate_saved(str(run)), "trigram": asdict(trigram_baseline(places.shards))},
     )
     return _show_evaluation(result["model"], result["trigram"])
@@ -162,35 +156,22 @@ def _show_evaluation(model: dict[str, Any], trigram: dict[str, Any]) -> bool:
     return is_below
 
 
-def _export(places: Places) -> None:
-    """The tuned model, merged, in `model/`; one of an older checkpoint is replaced."""
-    from data_pipeline.stage import MANIFEST_NAME
-    from trainer.export import ExportOptions, export, origin_of
-    from trainer.saved import find_saved
-
-    output, saved = places.root / MODEL_NAME, find_saved(str(places.root / SFT_RUN))
-    if (output / MANIFEST_NAME).is_file():
-        if read_manifest(output, kind="export")["origin"] == origin_of(saved):
-            print(f"   up to date: {output}")
-            return
-        shutil.rmtree(output)
-    manifest = export(saved, output, ExportOptions(merge=True))
-    print(f"   {output}: {sum(entry['num_bytes'] for entry in manifest['files']):,} bytes")
-
-
 def _ask_all(places: Places) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Figures of the same held-out questions: the base, the adapter on it, and the merged export in a fresh process."""
-    from launch.demo_ask import Questions, ask, figures, read_answers
+    from launch.demo_ask import Asking, ask, figures, read_answers
     from trainer.saved import find_saved
 
     seq_len = find_saved(str(places.root / SFT_RUN)).config.data.seq_len  # type: ignore[union-attr]
-    questions = Questions(places.sft_shards, NUM_QUESTIONS, seq_len, MAX_NEW_TOKENS)
     models = {"before": PRETRAIN_RUN, "after": SFT_RUN, "exported": MODEL_NAME}
     paths = {name: places.root / f"answers-{name}.jsonl" for name in models}
 
+    def asking(name: str) -> Asking:
+        model, output = str(places.root / models[name]), str(paths[name])
+        return Asking(model, output, str(places.sft_shards), NUM_QUESTIONS, seq_len, MAX_NEW_TOKENS)
+
     def make() -> dict[str, Any]:
         for names in (("before", "after"), ("exported",)):
-            if ask({places.root / models[name]: paths[name] for name in names}, questions):
+            if ask([asking(name) for name in names]):
                 raise StageError(f"{places.root}: {', '.join(names)}: could not be asked; the message above says why")
         results = {name: figures(read_answers(path)) for name, path in paths.items()}
         tuned, exported = read_answers(paths["after"]), read_answers(paths["exported"])
@@ -199,11 +180,11 @@ def _ask_all(places: Places) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
         return results
 
     made_from = {
-        "pretrain": _checkpoint_of(places.root / PRETRAIN_RUN),
-        "sft": _checkpoint_of(places.root / SFT_RUN),
+        "pretrain": checkpoint_of(places.root / PRETRAIN_RUN),
+        "sft": checkpoint_of(places.root / SFT_RUN),
         "rows": read_manifest(places.sft_shards, kind="shards")["manifest_sha256"],
     }
-    results = _kept(places, "questions", made_from, make)
+    results = kept(places, "questions", made_from, make)
     return results["before"], results["after"], results["exported"]
 
 
@@ -229,10 +210,10 @@ def _verdict(after: dict[str, Any], exported: dict[str, Any]) -> int:
     return 1 if faults else 0
 
 
-def _report(places: Places, *, tuned: bool) -> None:
+def _report(places: Places, *, tuned: bool, prefers: bool) -> None:
     from launch.report import write_report
 
-    results = json.loads((places.root / RESULT_NAME).read_text(encoding="utf-8"))
+    results = read_results(places)
     evaluated = results["evaluate"]["result"]
     extra: dict[str, Any] = {
         "corpora": [places.corpus],
@@ -244,23 +225,30 @@ def _report(places: Places, *, tuned: bool) -> None:
         runs.append(places.root / SFT_RUN)
         extra["corpora"].append(places.sft_corpus)
         extra["before"], extra["after"] = (results["questions"]["result"][name] for name in ("before", "after"))
+    if prefers:
+        runs.append(places.root / demo_preference.RUN)
+        extra["corpora"].append(places.dpo_corpus)
+        extra["preference"] = demo_preference.told_to_report(places)
     page = write_report(runs, places.root / "report.html", extra=extra)
     print(f"   {page}: {page.stat().st_size:,} bytes; open it in a browser")
 
 
-def _say_what_is_next(places: Places, *, tuned: bool, seconds: float) -> None:
-    run = places.root / (SFT_RUN if tuned else PRETRAIN_RUN)
+def _say_what_is_next(places: Places, *, tuned: bool, prefers: bool, seconds: float) -> None:
+    newest = demo_preference.RUN if prefers else SFT_RUN if tuned else PRETRAIN_RUN
+    model = places.root / (demo_preference.MODEL_NAME if prefers else MODEL_NAME)
+    run = places.root / newest
     lines = [
         f"\nDone in {seconds:.0f} s (완료). What is here now:",
         f"  {places.root / 'report.html'}  all of it on one page",
         f"  {places.data}  text, corpora, tokenizer and shards, each with its manifest.json",
         f"  {run}  config, metrics.jsonl, TensorBoard, checkpoints",
     ]
-    lines += [f"  {places.root / MODEL_NAME}  the merged model, for transformers and others"] if tuned else []
+    lines += [f"  {model}  the merged model, for transformers and others"] if tuned else []
     lines += ["Next (다음):"]
     lines += [f"  dure chat {run}"] if tuned else [f"  dure train configs/debug.yaml data.shards={places.shards}"]
+    shards = places.dpo_shards if prefers else places.sft_shards if tuned else places.shards
     lines += [
-        f"  dure shards inspect {places.sft_shards if tuned else places.shards} --tokenizer {places.tokenizer}",
+        f"  dure shards inspect {shards} --tokenizer {places.tokenizer}",
         f"  tensorboard --logdir {places.root}",
         "  dure demo --corpus YOUR_FOLDER --sft YOUR_ROWS",
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
@@ -13,9 +12,11 @@ from typing import Any, BinaryIO
 from data_pipeline.corpus.forms import value_at
 from data_pipeline.corpus.instructions import FORMS
 from data_pipeline.corpus.json_stream import JsonError, iterate_values
-from data_pipeline.corpus.records import Message
-from data_pipeline.corpus.task_rows import TaskName, as_instruction, known_keys, mapping_for
+from data_pipeline.corpus.questions import AskedRow, read_asked
+from data_pipeline.corpus.records import Message, Reject
+from data_pipeline.corpus.task_rows import TaskName
 from data_pipeline.corpus.turns import FaultyRowError, Turns
+from data_pipeline.stage import StageError
 from trainer.errors import RunError
 
 Row = dict[str, Any]
@@ -23,11 +24,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class QuestionRow:
-    """`number` counts from 0 in the file; `messages` end with a user turn; `row` is as it stands there."""
+    """`number` counts from 0 in the file; `messages` end with a user turn; `row` is as it stands there.
+
+    `fault`: why nothing can be asked of it; its messages are none then.
+    """
 
     number: int
     row: Row
     messages: tuple[Message, ...]
+    fault: Reject | None = None
 
 
 def read_questions(path: Path) -> Iterator[QuestionRow]:
@@ -51,45 +56,19 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 def read_task(path: Path, task: TaskName) -> Iterator[QuestionRow]:
-    """What a task asks of each row: of JSONL, a JSON array, CSV or TSV, or of AIHub's own JSON.
+    """What a task asks of each row of a CSV, TSV, Parquet, JSONL or JSON file; a bad row stands in its place.
 
     Raises:
-        RunError: a row that holds nothing to be asked, and what the row is.
+        RunError: no such file, or a table whose columns hold nothing to be asked.
     """
-    number = 0
-    for place, (root, element) in enumerate(_elements_for(path)):
-        where = f"{path}: row {place}"
-        mapping = mapping_for(task, element, root=root) if isinstance(element, dict) else None
-        if mapping is None:
-            keys = ", ".join(map(str, element)) if isinstance(element, dict) else type(element).__name__
-            raise RunError(f"{where}: nothing to {task} among {keys or '(none)'}; give rows of {known_keys(task)}")
-        for found in mapping.rows(element):
-            if not found.text or (task == "qa" and not found.question):
-                raise RunError(f"{where}: its text or its question is empty; mend the row, or leave it out")
-            said = as_instruction(task, found)
-            row = (
-                dict(element) if not mapping.root else {"id": found.id, "question": found.question, "text": found.text}
-            )
-            known = {"answer": found.answer} if found.answer else {}
-            message = Message(role="user", content=said["instruction"], input=said["input"])
-            yield QuestionRow(number, row | known, (message,))
-            number += 1
-
-
-def _elements_for(path: Path) -> Iterator[tuple[str, Any]]:
-    """(key of its array under the root, row) of every row of a file."""
-    if path.suffix in (".csv", ".tsv"):
-        with path.open(encoding="utf-8-sig", newline="") as table:
-            yield from (("", row) for row in csv.DictReader(table, delimiter="\t" if path.suffix == ".tsv" else ","))
-        return
-    if path.suffix != ".json":
-        yield from (("", row) for row in _rows(path))
-        return
-    with path.open("rb") as file:
-        try:
-            yield from ((key, value) for key, _, value in iterate_values(file) if isinstance(value, dict))
-        except JsonError as error:
-            raise RunError(f"{path}: byte {error.offset}: not JSON: {error}; mend the file") from None
+    try:
+        for found in read_asked(path, task):
+            if isinstance(found, AskedRow):
+                yield QuestionRow(found.number, found.row, (found.message,))
+            else:
+                yield QuestionRow(found.number, {}, (), fault=found.reject)
+    except StageError as error:
+        raise RunError(f"{path}: {str(error).removeprefix('inputs.0: ')}") from None
 
 
 def _first_byte(file: BinaryIO) -> bytes:

@@ -13,17 +13,26 @@ from typing import Any
 
 from data_pipeline import disk
 from launch.report_answers import answers_section
+from launch.report_compare import (
+    COMPARE_SECTIONS,
+    are_rivals,
+    rival_headline,
+    rival_meta,
+    rival_parts,
+    rival_summary,
+)
 from launch.report_curves import curves_section
 from launch.report_data import DataRecord, RunRecord, find_run, read_data, read_run
 from launch.report_details import config_section, data_section, environment_section, events_section
 from launch.report_heldout import heldout_section
 from launch.report_html import Child, Markup, both, join, tag
+from launch.report_preference import ANCHOR, ENGLISH, KOREAN, has_preferences, preference_section
 from launch.report_style import STYLE
 from launch.report_summary import big_numbers, headline, status_chip, summaries
 
 REPORT_NAME = "report.html"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-EXTRA_KEYS = frozenset({"corpora", "tokenizers", "before", "after", "baselines"})
+EXTRA_KEYS = frozenset({"corpora", "tokenizers", "before", "after", "baselines", "preference"})
 SECTIONS = (
     ("curves", "학습 곡선", "Curves"),
     ("heldout", "검증", "Held-out"),
@@ -38,10 +47,13 @@ SECTIONS = (
 def write_report(runs: Sequence[Path], output: Path, *, extra: Mapping[str, Any]) -> Path:
     """Write the page of `runs`, in the order in which they were trained, to `output`; returns it.
 
+    Runs of one stage of which none began with another stand side by side instead, where nothing `extra` is told.
+
     `extra`: what run folders don't know. `corpora` and `tokenizers` (folders; those that lie beside a run's shards are
     found by their hashes), `before` and `after` (held-out figures of the model before and after tuning:
     `bits_per_byte` and `loss` of answers, `exact_match`, `ended_share`, `num_rows`), `baselines` (name ->
-    `bits_per_byte` and `loss` of documents).
+    `bits_per_byte` and `loss` of documents), `preference` (of the last run over pairs, as `demo_preference` tells it:
+    `evaluated` and `asked` before and after, `answers`, `talk`).
 
     Raises:
         RunError: one of `runs` is no run folder.
@@ -62,7 +74,8 @@ def write_report(runs: Sequence[Path], output: Path, *, extra: Mapping[str, Any]
 
 def page(runs: Sequence[RunRecord], data: DataRecord, *, extra: Mapping[str, Any]) -> str:
     """The whole HTML document."""
-    title = f"{' → '.join(run.name for run in runs)} · dure"
+    between = " · " if are_rivals(runs) and not extra else " → "
+    title = f"{between.join(run.name for run in runs)} · dure"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -77,17 +90,26 @@ def page(runs: Sequence[RunRecord], data: DataRecord, *, extra: Mapping[str, Any
 
 
 def _top(runs: Sequence[RunRecord], extra: Mapping[str, Any]) -> Markup:
-    links = (tag("li", tag("a", both(korean, english), href=f"#{anchor}")) for anchor, korean, english in SECTIONS)
+    is_rivals = are_rivals(runs) and not extra
+    sections = COMPARE_SECTIONS if is_rivals else sections_of(runs)
+    links = (tag("li", tag("a", both(korean, english), href=f"#{anchor}")) for anchor, korean, english in sections)
     return tag(
         "header",
         tag("p", tag("b", "두레 dure"), tag("span", "학습 보고서 · Training report"), cls="brand"),
-        tag("h1", headline(runs)),
-        *summaries(runs),
-        tag("ul", *(tag("li", item) for item in _meta(runs)), cls="meta"),
-        big_numbers(runs, extra),
+        tag("h1", rival_headline(runs) if is_rivals else headline(runs)),
+        *(rival_summary(runs) if is_rivals else summaries(runs)),
+        tag("ul", *(tag("li", item) for item in (rival_meta(runs) if is_rivals else _meta(runs))), cls="meta"),
+        None if is_rivals else big_numbers(runs, extra),
         tag("nav", tag("ul", *links), aria_label="목차 contents"),
         cls="top",
     )
+
+
+def sections_of(runs: Sequence[RunRecord]) -> tuple[tuple[str, str, str], ...]:
+    """Anchor and title of each part of the page of runs that followed one another."""
+    if not has_preferences(runs):
+        return SECTIONS
+    return (*SECTIONS[:2], (ANCHOR, KOREAN, ENGLISH), *SECTIONS[2:])
 
 
 def _meta(runs: Sequence[RunRecord]) -> list[Child]:
@@ -103,11 +125,11 @@ def _meta(runs: Sequence[RunRecord]) -> list[Child]:
 
 def _parts(runs: Sequence[RunRecord], data: DataRecord, extra: Mapping[str, Any]) -> list[Markup | None]:
     notes = [note for run in runs for note in run.notes] + list(data.notes)
+    preference = [preference_section(runs, extra)] if has_preferences(runs) else []
+    own = [curves_section(runs), heldout_section(runs, extra), *preference, answers_section(runs)]
     return [
         _notes(notes) if notes else None,
-        curves_section(runs),
-        heldout_section(runs, extra),
-        answers_section(runs),
+        *(rival_parts(runs) if are_rivals(runs) and not extra else own),
         data_section(data),
         events_section(runs),
         config_section(runs),

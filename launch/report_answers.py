@@ -48,15 +48,15 @@ def _chat(run: RunRecord, row: Tree, earlier: Tree | None) -> Markup:
     return tag(
         "article",
         tag("header", verdict, tag("span", "스스로 끝맺음 ended" if ended else "길이 한도에서 끊김 cut off")),
-        _bubble("user", "질문 prompt", _question(_text(row, "prompt"), run.template)),
-        _bubble("model", "모델 model", _text(row, "answer")),
+        bubble("user", "질문 prompt", asked_in(_text(row, "prompt"), run.template)),
+        bubble("model", "모델 model", _text(row, "answer")),
         _beside("기대한 답 expected", _text(row, "expected")),
         _before(earlier, run.answers[0][0]) if earlier else None,
         cls=f"card chat {'right' if is_exact else 'wrong'}",
     )
 
 
-def _bubble(who: str, name: str, words: str) -> Markup:
+def bubble(who: str, name: str, words: str) -> Markup:
     said: Any = words.strip("\n") or tag("span", "(빈 답 empty)", cls="muted")
     return tag("div", tag("span", name, cls="who"), said, cls=f"bubble {who}")
 
@@ -70,7 +70,7 @@ def _before(earlier: Tree, step: int) -> Markup:
     return folded(both(f"{name}의 답", "earlier answer"), _beside("모델 model", _text(earlier, "answer")))
 
 
-def _question(prompt: str, template: Tree) -> str:
+def asked_in(prompt: str, template: Tree) -> str:
     """What was asked, and what it is about, without the words that the run's template puts around a single question."""
     for key in ("user_with_input", "user"):
         form = f"{template.get(key) or ''}{template.get('answer_prefix') or ''}".strip()

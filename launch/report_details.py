@@ -17,7 +17,15 @@ NUM_EVENTS = 60
 MAX_SOURCES = 12
 MAX_DETAIL_CHARS = 400
 _KINDS = {"byte_level_bpe": "바이트 단위 BPE byte-level BPE", "hash_hash_bpe": "## BPE"}
-_RECORDS = {"document": "문서 documents", "instruction": "질문과 답 instructions"}
+_RECORDS = {
+    "document": "문서 documents",
+    "instruction": "질문과 답 instructions",
+    "label": "분류한 글 labels",
+    "pair": "글 쌍 pairs of texts",
+    "preference": "선호 쌍 preferences",
+    "feedback": "평가한 답 judged answers",
+    "prompt": "프롬프트 prompts",
+}
 _EVENTS = {
     "attempt": ("", "시도 시작", "attempt"),
     "started": ("good", "학습 시작", "started"),
@@ -138,6 +146,10 @@ def _shards(folder: Path, manifest: Tree) -> Markup:
         "num_bytes": "바이트 bytes",
         "num_unk": "미등록 unknown",
         "num_no_target": "답 없음 no target",
+        "num_emptied": "빈 답 emptied",
+        "num_equal": "같은 두 답 equal answers",
+        "num_no_eos": "EOS 없음 no EOS",
+        "num_prompt_too_long": "프롬프트가 너무 김 prompt too long",
         "num_too_long": "너무 김 too long",
     }
     shown = [key for key in names if any(key in counts for counts in splits.values())]

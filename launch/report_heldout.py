@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.report_data import RunRecord, as_number
 from launch.report_html import Markup, both, card, section, table, tag
-from launch.report_summary import FIGURE_NAMES, SHARES, Change, changes, figure_label, scored
+from launch.report_summary import FIGURE_NAMES, SHOWN_AS_SHARES, Change, changes, figure_label, scored
 
 MAX_ROWS = 40
 _OF_DOCUMENTS = (
@@ -36,7 +36,7 @@ def _comparison(runs: Sequence[RunRecord], known: Sequence[Change], extra: Mappi
     title = both("튜닝 전과 후", "Before and after tuning") if is_tuned else both("처음과 끝", "First and last")
     rows: list[Markup] = []
     for change in known:
-        rows += [tag("div", both(*FIGURE_NAMES[change.scored][change.name])), _pair(change)]
+        rows += [tag("div", both(*FIGURE_NAMES[change.scored][change.name])), bars(change)]
     answered = [line["num_answers"] for run in runs for line in run.evaluations if "num_answers" in line]
     num_rows = as_number((extra.get("after") or {}).get("num_rows", answered[-1] if answered else None))
     counted = f"검증 질문 {num_rows:,.0f}개 · {num_rows:,.0f} held-out instructions. " if num_rows else ""
@@ -46,8 +46,9 @@ def _comparison(runs: Sequence[RunRecord], known: Sequence[Change], extra: Mappi
     return card(tag("h3", title), tag("div", *rows, cls="bars"), tag("p", counted + legend + better, cls="hint"))
 
 
-def _pair(change: Change) -> Markup:
-    scale = 1.0 if change.name in SHARES else max(change.after, change.before or 0.0) or 1.0
+def bars(change: Change) -> Markup:
+    """A figure before and after, one bar under the other."""
+    scale = 1.0 if change.name in SHOWN_AS_SHARES else max(change.after, change.before or 0.0) or 1.0
     bars = [("before", change.before)] * (change.before is not None) + [("after", change.after)]
     return tag("div", *(_bar(change.name, kind, value, scale) for kind, value in bars if value is not None), cls="pair")
 
@@ -80,7 +81,8 @@ def _evaluations(run: RunRecord, *, is_alone: bool) -> Markup:
     lines = run.evaluations
     titles = FIGURE_NAMES[scored(run)]
     names = [name for name in titles if any(name in line for line in lines)]
-    counted = {"documents": "문서 documents", "answers": "지시 instructions"}[scored(run)]
+    counts = {"documents": "문서 documents", "answers": "지시 instructions", "pairs": "쌍 pairs", "rows": "행 rows"}
+    counted = counts[scored(run)]
     head = ["단계 step", *(" ".join(titles[name]) for name in names), counted, "초 seconds"]
     shown = lines if len(lines) <= MAX_ROWS else [*lines[: MAX_ROWS // 2], *lines[-MAX_ROWS // 2 :]]
     rows = [

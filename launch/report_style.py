@@ -69,6 +69,8 @@ h3 .en { font-size: 13.5px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 18px 20px; margin: 0; }
 .grid { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px; align-items: start; }
 .grid.even { align-items: stretch; }
+.grid.three { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.of-run + .of-run { margin-top: 26px; }
 .columns { columns: 2; column-gap: 14px; }
 .columns > * { break-inside: avoid; margin-bottom: 14px; }
 .stack > * + * { margin-top: 14px; }
@@ -84,6 +86,12 @@ figcaption .sub { color: var(--muted); font-size: 13px; }
 .legend li { display: flex; align-items: center; gap: 6px; }
 .key { display: inline-block; width: 18px; height: 0; border-top: 2.5px solid; }
 .key.line-a { color: var(--a); } .key.line-b { color: var(--b); } .key.line-c { color: var(--c); }
+.key.line-r1 { color: var(--a); } .key.line-r2 { color: var(--b); border-top-style: dashed; }
+.key.line-r3 { color: var(--c); border-top-style: dotted; } .key.line-r4 { color: var(--accent); }
+.key.line-r5 { color: var(--muted); border-top-style: double; border-top-width: 4px; }
+.meta .key, th .key { vertical-align: middle; }
+.legend.whole { margin: 0 0 12px; font-size: 14px; }
+.better { color: var(--accent); white-space: nowrap; }
 .key.dots::after { content: ""; display: block; width: 7px; height: 7px; border-radius: 50%; background: currentColor;
   margin: -4.8px 0 0 5.5px; }
 .key.resume { border-top: 1.5px dashed var(--muted); }
@@ -100,6 +108,10 @@ svg .stroke { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin
 svg .area { fill: currentColor; opacity: .18; }
 svg circle { fill: currentColor; stroke: var(--card); stroke-width: 1.2; }
 svg .a { color: var(--a); } svg .b { color: var(--b); } svg .c { color: var(--c); }
+svg .r1 { color: var(--a); } svg .r2 { color: var(--b); } svg .r3 { color: var(--c); }
+svg .r4 { color: var(--accent); } svg .r5 { color: var(--muted); }
+svg .r2 .stroke { stroke-dasharray: 7 3.5; } svg .r3 .stroke { stroke-dasharray: 2 3.5; }
+svg .r4 .stroke { stroke-width: 3.2; opacity: .8; } svg .r5 .stroke { stroke-dasharray: 10 3 2 3; }
 svg .resume { fill: none; stroke: var(--muted); stroke-width: 1.3; stroke-dasharray: 4 3; }
 svg .skip { fill: none; stroke: var(--bad); stroke-width: 1.8; }
 svg .band rect { fill: transparent; }
@@ -108,6 +120,7 @@ svg .band line { stroke: var(--muted); stroke-width: 1; opacity: .6; }
 svg .band text { fill: var(--ink); font-weight: 600; }
 svg .band:hover > * { visibility: visible; }
 @container (max-width: 440px) { svg text { font-size: 14px; } }
+@container (max-width: 328px) { svg text { font-size: 14.2px; } }
 @container (min-width: 620px) { svg text { font-size: 9.5px; } }
 
 .bars { display: grid; grid-template-columns: minmax(120px, 190px) 1fr; gap: 14px 18px; align-items: center; }
@@ -117,6 +130,8 @@ svg .band:hover > * { visibility: visible; }
 .bar .fill { display: block; height: 14px; border-radius: 5px; background: var(--other); min-width: 2px; }
 .bar.after .fill { background: var(--accent); }
 .bar.after b { color: var(--accent); }
+.about { margin: 0 0 14px; }
+.hint + dl { margin-top: 10px; }
 .hint { color: var(--muted); font-size: 13px; margin: 12px 0 0; }
 .share { display: flex; height: 16px; border-radius: 6px; overflow: hidden; background: var(--soft); gap: 2px; }
 .share i { display: block; min-width: 3px; }
@@ -161,6 +176,8 @@ pre { margin: 0; white-space: pre-wrap; line-height: 1.5; }
 .bubble .who { display: block; font-size: 12px; color: var(--muted); margin-bottom: 1px; }
 .bubble.user { align-self: flex-end; background: var(--soft); border-bottom-right-radius: 4px; }
 .bubble.model { background: var(--accent-soft); border-bottom-left-radius: 4px; }
+.bubble.earlier { background: var(--card); border: 1px solid var(--line); border-bottom-left-radius: 4px; }
+.talk { display: flex; flex-direction: column; gap: 8px; max-width: 620px; }
 .wrong .bubble.model { background: var(--bad-soft); }
 .beside { font-size: 13.5px; color: var(--muted); white-space: pre-wrap; unicode-bidi: isolate; padding: 0 4px; }
 .beside b { font-weight: 500; color: var(--ink); }
@@ -181,9 +198,10 @@ footer { padding-top: 44px; padding-bottom: 40px; color: var(--muted); font-size
 
 @media (max-width: 1080px) {
   .big { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  .grid.three { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 }
 @media (max-width: 860px) {
-  .grid { grid-template-columns: minmax(0, 1fr); }
+  .grid, .grid.three { grid-template-columns: minmax(0, 1fr); }
 }
 @media (max-width: 720px) {
   main, header.top, footer { padding-left: 16px; padding-right: 16px; }
@@ -212,7 +230,7 @@ footer { padding-top: 44px; padding-bottom: 40px; color: var(--muted); font-size
   }
   body { font-size: 12px; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   nav { display: none; }
-  .grid { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; }
+  .grid, .grid.three { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; }
   .columns { columns: 1; }
   section { padding-top: 24px; }
   .scroll { overflow: visible; }

@@ -12,16 +12,34 @@ from launch.report_data import RunRecord, as_number, num_parameters
 from launch.report_html import Child, Markup, both, join, tag
 
 SHARES = frozenset({"exact_match", "ended_share"})
+SHOWN_AS_SHARES = SHARES | {"accuracy", "chosen_share", "rejected_share", "written_share"}
+TOKEN_STAGES = frozenset({"pretrain", "sft", "mlm"})
 MAX_BIG_NUMBERS = 6
+UNTUNED = "학습 전 before"
 _ARCHITECTURES = {"llama": "Llama", "gpt_neox": "GPT-NeoX"}
 _OPTIMIZERS = {"paged_adamw_8bit": "paged 8-bit AdamW", "adamw_8bit": "8-bit AdamW"}
 
 
-Scored = Literal["documents", "answers"]
+Scored = Literal["documents", "answers", "pairs", "rows"]
+PAIRED_STAGES = frozenset({"dpo", "orpo", "cpo", "kto", "reward"})
+# What a stage is called in a sentence: Korean, English.
+_STAGES = {
+    "sft": ("지시 튜닝", "instruction tuning"),
+    "dpo": ("선호 학습(DPO)", "preference tuning (DPO)"),
+    "orpo": ("선호 학습(ORPO)", "preference tuning (ORPO)"),
+    "cpo": ("선호 학습(CPO)", "preference tuning (CPO)"),
+    "kto": ("선호 학습(KTO)", "preference tuning (KTO)"),
+    "reward": ("보상 모델 학습", "reward modelling"),
+    "ppo": ("강화 학습(PPO)", "reinforcement learning (PPO)"),
+    "grpo": ("강화 학습(GRPO)", "reinforcement learning (GRPO)"),
+    "classify": ("분류 학습", "training as a classifier"),
+    "embed": ("문장 임베딩 학습", "training as a sentence encoder"),
+    "mlm": ("빈칸 채우기 학습", "masked language modelling"),
+}
 
 
 class Change(NamedTuple):
-    """A held-out figure of documents or of answers, before and after; `before_is` says what before means."""
+    """A held-out figure of documents, answers or pairs of answers, before and after; `before_is`: what before means."""
 
     name: str
     scored: Scored
@@ -70,8 +88,8 @@ def _korean(run: RunRecord) -> str:
     steps, precision = f"{run.step:,}단계", run.get("train.precision") or "?"
     length = run.get("data.seq_len")
     rows = f", 길이 {length:,}" if isinstance(length, int) else ""
-    if run.stage == "sft":
-        how = {"full": "전체 가중치 지시 튜닝"}.get(method(run), f"{method(run)} 지시 튜닝")
+    if run.stage in _STAGES:
+        how = f"{'전체 가중치' if method(run) == 'full' else method(run)} {_STAGES[run.stage][0]}"
         return f"{_model(run)} 위에 {how}을 {steps} 진행했습니다({precision}{rows})."
     begun = "이어서 사전학습" if run.get("model.from") else "처음부터 사전학습"
     return f"{_model(run)} 모델을 {steps} {begun}했습니다({precision}{rows})."
@@ -81,9 +99,9 @@ def _english(run: RunRecord) -> str:
     length = run.get("data.seq_len")
     rows = f", rows of {length:,}" if isinstance(length, int) else ""
     tail = f"{run.step:,} steps ({run.get('train.precision') or '?'}{rows})."
-    if run.stage == "sft":
+    if run.stage in _STAGES:
         how = {"full": "Full-weight"}.get(method(run), method(run))
-        return f"{how} instruction tuning of {_model(run)}, {tail}"
+        return f"{how} {_STAGES[run.stage][1]} of {_model(run)}, {tail}"
     begun = "Continued pretraining of" if run.get("model.from") else "Pretraining from scratch of"
     return f"{begun} {_model(run)}, {tail}"
 
@@ -113,7 +131,7 @@ def changes(runs: Sequence[RunRecord], extra: Mapping[str, Any]) -> list[Change]
         if after is not None:
             found.append(Change(name, "answers", before, after, "튜닝 전 before"))
             continue
-        telling = [run for run in runs if name in FIGURE_NAMES[scored(run)]]
+        telling = [run for run in runs if scored(run) != "pairs" and name in FIGURE_NAMES[scored(run)]]
         known = [(run, one) for run in telling if (one := run.evaluated(name)).finite]
         if known:
             run, series = known[-1]
@@ -121,6 +139,29 @@ def changes(runs: Sequence[RunRecord], extra: Mapping[str, Any]) -> list[Change]
             where = "튜닝 전 before" if steps[0] == 0 and scored(run) == "answers" else f"{steps[0]:,.0f}단계 step"
             found.append(Change(name, scored(run), values[0] if len(values) > 1 else None, values[-1], where))
     return found
+
+
+def pair_changes(run: RunRecord, extra: Mapping[str, Any]) -> list[Change]:
+    """The figures of a run over held-out pairs of answers, before and after: as given, else its first and last."""
+    given = (extra.get("preference") or {}).get("evaluated") or {}
+    found = []
+    for name in ("accuracy", "margin", "loss"):
+        series = run.evaluated(name)
+        before, after = (as_number((given.get(when) or {}).get(name)) for when in ("before", "after"))
+        if after is None and series.finite:
+            before, after = series.finite[0] if len(series.finite) > 1 else None, series.finite[-1]
+        if after is not None:
+            first = 0 if given or not len(series) else series.steps[0]
+            where = f"{first:,.0f}단계 step" if first else UNTUNED
+            found.append(Change(name, "pairs", before, after, where))
+    return found
+
+
+def chosen_change(extra: Mapping[str, Any]) -> list[Change]:
+    """How many answers were as the chosen one, before and after, where that was told."""
+    asked = (extra.get("preference") or {}).get("asked") or {}
+    before, after = (as_number((asked.get(when) or {}).get("chosen_share")) for when in ("before", "after"))
+    return [] if after is None else [Change("chosen_share", "pairs", before, after, UNTUNED)]
 
 
 # The nats of an answer's tokens, its question given, are another measure than those of a whole text.
@@ -135,17 +176,41 @@ FIGURE_NAMES: dict[Scored, dict[str, tuple[str, str]]] = {
         "exact_match": ("정확히 맞힘", "exact match"),
         "ended_share": ("스스로 끝맺음", "ended by itself"),
     },
+    "pairs": {
+        "accuracy": ("고른 답이 앞선 쌍", "pairs whose chosen answer is ahead"),
+        "margin": ("마진", "margin of the chosen answer"),
+        "loss": ("쌍당 손실", "loss a pair"),
+        "chosen_share": ("고른 답과 같음", "answers equal to the chosen one"),
+        "kl": ("기준과의 거리", "KL from the reference"),
+        "entropy": ("엔트로피", "entropy"),
+    },
+    "rows": {
+        "accuracy": ("정확도", "accuracy"),
+        "macro_f1": ("매크로 F1", "macro F1"),
+        "spearman": ("스피어먼 상관", "Spearman"),
+        "pearson": ("피어슨 상관", "Pearson"),
+        "recall_at_1": ("재현율@1", "recall at 1"),
+        "mrr": ("평균 역순위", "mean reciprocal rank"),
+        "reward": ("보상", "reward"),
+        "kl": ("기준과의 거리", "KL from the reference"),
+        "entropy": ("엔트로피", "entropy"),
+        "loss": ("손실", "loss"),
+    },
 }
 
 
 def scored(run: RunRecord) -> Scored:
-    """What the evaluations of a run score: answers to instructions, or whole documents."""
+    """What the evaluations of a run score: whole documents, answers to instructions, pairs of answers, other rows."""
+    if run.stage in PAIRED_STAGES:
+        return "pairs"
+    if run.stage in _STAGES and run.stage not in TOKEN_STAGES:
+        return "rows"
     is_asked = any(name in line for name in SHARES for line in run.evaluations)
     return "answers" if run.stage == "sft" or is_asked else "documents"
 
 
 def figure_label(name: str, value: float) -> str:
-    if name in SHARES:
+    if name in SHOWN_AS_SHARES:
         return f"{100 * value:.1f} %"
     return f"{value:.4f}" if abs(value) < 100 else value_label(value)
 
@@ -155,6 +220,10 @@ def big_numbers(runs: Sequence[RunRecord], extra: Mapping[str, Any]) -> Markup:
     tiles = []
     known = changes(runs, extra)
     shown = [change for change in known if change.name != "loss" or len(known) < 2]
+    if scored(runs[-1]) == "pairs":
+        of_pairs = {change.name: change for change in (*pair_changes(runs[-1], extra), *chosen_change(extra))}
+        second = "chosen_share" if "chosen_share" in of_pairs else "margin"
+        shown = [*(of_pairs[name] for name in ("accuracy", second) if name in of_pairs), *shown[:1]]
     for change in shown:
         before = None
         if change.before is not None:
@@ -198,7 +267,8 @@ def _trained(run: RunRecord) -> str:
 
 
 def _tokens(runs: Sequence[RunRecord]) -> list[Markup] | None:
-    counts = [count for run in runs if (count := as_number(run.last.get("tokens")))]
+    """Of the runs whose targets are tokens; of pairs and the like they are rows."""
+    counts = [count for run in runs if run.stage in TOKEN_STAGES and (count := as_number(run.last.get("tokens")))]
     steps = " + ".join(f"{run.step:,}" for run in runs)
     return _tile(("학습 토큰", "target tokens"), *short_parts(sum(counts)), f"{steps} 단계") if counts else None
 

@@ -32,7 +32,9 @@ def chat(arguments: argparse.Namespace) -> int:
     from trainer.saved import find_saved
 
     quieten_libraries(use_gpu=torch.cuda.is_available())
-    saved = find_saved(arguments.path)
+    saved = find_saved(arguments.path, checkpoint=arguments.checkpoint)
+    if saved.told:
+        _tell(saved.told)
     speaker = open_speaker(saved, template=arguments.template, quantize=arguments.quantize)
     name = speaker.template.name if speaker.template else "no template: it goes on with each line by itself"
     _tell(f"{saved.checkpoint or saved.path} on {speaker.device.type}, template {name}\n{HELP}")

@@ -16,11 +16,13 @@ _CLASSES = {
     "tokenizer": "data_pipeline.tokenizer.train:TokenizerConfig",
     "shards": "data_pipeline.shards.build:ShardsConfig",
     "pipeline": "launch.pipeline:PipelineConfig",
+    "tasks": "trainer.task_groups:TaskGroupConfig",
 }
 # The first kind one of whose keys stands in the file; each kind has a key that none before it has.
 _TELLING_KEYS = {
     "train": ("stage", "run", "model", "train", "engine", "data"),
     "pipeline": ("links",),
+    "tasks": ("tasks",),
     "corpus": ("inputs",),
     "shards": ("tokenizer",),
     "tokenizer": ("corpus",),

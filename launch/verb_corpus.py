@@ -19,21 +19,37 @@ _NEXT = {
     "instruction": "dure shards build --corpus {output} --tokenizer DIR --template NAME --output DIR",
     "label": "dure shards build --corpus {output} --tokenizer DIR --output DIR",
     "pair": "dure shards build --corpus {output} --tokenizer DIR --output DIR",
-}
+} | dict.fromkeys(
+    ("preference", "feedback", "prompt"),
+    "dure shards build --corpus {output} --tokenizer DIR --template NAME --output DIR",
+)
 
 
 _TOLD_CHANGES = {
     "last_question_cut": "cut: last question without an answer",
     "original_text_instead": "sentences without text: original_text",
     "long_text_cut": "long texts cut into several",
+    "duplicate": "rows that repeat one of before (중복), kept",
+    "also_held_out": "rows for train that are held out too, kept",
+    "held_out_again": "held-out rows that repeat one of before, kept",
     "label_stripped": "labels with spaces around them, taken off",
+    "label_folded": "labels like 1.0, read as 1 (소수로 적힌 라벨)",
     "contradicting_label": "texts of before with another label (모순된 라벨), kept",
     "contradicting_score": "texts of before with another score, kept",
+    "contradicting_preference": "answers of before with the other one chosen (모순된 선호), kept",
+    "contradicting_feedback": "answers of before that were judged otherwise (모순된 평가), kept",
+}
+
+
+_HELD_BY = {
+    "split": "by split: heldout",
+    "validation": "AIHub's Validation",
+    "name": "files called dev, test or valid",
 }
 
 
 def build(arguments: argparse.Namespace) -> int:
-    """Files -> documents, instructions, labelled texts or pairs."""
+    """Files -> documents, instructions, labelled texts, pairs, preferences, feedback or prompts."""
     config = load(arguments.config, arguments.overrides, CorpusConfig)
     next_command = _NEXT[config.record].format(output=config.output)
     code = run_verb(
@@ -67,6 +83,11 @@ def _warnings(output: Path, manifest: Manifest) -> Iterator[str]:
         )
         for reject in lost[:MAX_NAMED]:
             yield f"  {reject['file']}: {reject['reason']}: {reject['error']}"
+    if by_name := manifest.get("heldout", {"reasons": {}})["reasons"].get("name"):
+        yield (
+            f"{by_name['num_records']:,} records are held out, because their files are called dev, test or valid "
+            "(파일 이름이 검증용); to train on them set split: train for their input"
+        )
     if num_rejected := sum(manifest["counts"]["rejected"].values()):
         yield f"{num_rejected:,} rejected: {output / 'rejects'} names each, with its place and error"
 
@@ -82,6 +103,9 @@ def _figures(manifest: Manifest) -> Iterator[Figure]:
         yield Figure(f"hf:{dataset['name']}@{dataset['revision']}", dataset["commit"])
     for encoding, count in manifest["encodings"].items():
         yield Figure(f"encoding: {encoding}", count)
+    for why, counts in manifest.get("heldout", {"reasons": {}})["reasons"].items():
+        files = f"{counts['num_files']:,} file{'s' * (counts['num_files'] != 1)}"
+        yield Figure(f"held out (검증용), {_HELD_BY[why]}", f"{counts['num_records']:,} of {files}")
     for fate in ("dropped", "rejected", "passed_over"):
         for reason, count in sorted(manifest["counts"][fate].items()):
             if count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ def export(arguments: argparse.Namespace) -> int:
         base_name=arguments.base_name,
     )
     output = Path(arguments.output)
-    manifest = export_saved(find_saved(arguments.path), output, options)
+    saved = find_saved(arguments.path, checkpoint=arguments.checkpoint)
+    if saved.told:
+        print(saved.told)
+    manifest = export_saved(saved, output, options)
     print(f"{output}: {manifest['what']} weights of {arguments.path}, {manifest['dtype']} (완료)")
     for entry in manifest["files"]:
         print(f"  {entry['num_bytes']:>14,}  {entry['name']}")
@@ -40,8 +44,23 @@ def export(arguments: argparse.Namespace) -> int:
             "  LOOK (주의): adapter_config.json names the base by its path on this machine; before you pass the folder "
             "on, export with --base-name NAME (its hub name), or --merge"
         )
-    print(f"next: fill in the fields of {output}/README.md; `dure chat {output}`; docs/export.md for other programs")
+    use = _next(manifest, output)
+    print(f"next: fill in the fields of {output}/README.md; {use}; docs/export.md for other programs")
     return 0
+
+
+# What a model with each head is used by; one that nothing is said of writes text.
+_USES = {
+    "classifier": '`dure predict {folder} --input FILE`, or pipeline("text-classification", model="{folder}")',
+    "encoder": '`dure predict {folder} --input FILE`, or SentenceTransformer("{folder}")',
+    "masked_lm": 'model: {{from: {folder}}} in the next stage, or pipeline("fill-mask", model="{folder}")',
+    "causal_lm": "`dure chat {folder}`",
+}
+
+
+def _next(manifest: Mapping[str, Any], output: Path) -> str:
+    """The commands that open the folder, by what stands on top of the model."""
+    return _USES[manifest.get("head", "causal_lm")].format(folder=output)
 
 
 def _tell_merge(merge: dict[str, Any], *, dtype: str) -> None:

@@ -13,6 +13,7 @@ from launch.data_stage import Figure, table
 
 if TYPE_CHECKING:
     from data_pipeline.tokenizer.extend import ExtendConfig, Plan
+    from trainer.new_rows_model import ModelInputs
 
 SHOWN = 30  # choices and refused terms on the console; the files hold all of them
 
@@ -24,7 +25,8 @@ def extend(arguments: argparse.Namespace) -> int:
 
     config = _config(arguments)
     _check_flags(arguments, config)
-    if not arguments.dry_run and is_done(config):
+    inputs = _model_inputs(arguments)
+    if not arguments.dry_run and is_done(config) and _has_model(config, inputs):
         print(f"{config.output}: up to date (이미 완료): it was made from equal inputs; nothing was done")
         _tell_written(config, read_manifest(config.output, kind="tokenizer"))
         return 0
@@ -35,10 +37,12 @@ def extend(arguments: argparse.Namespace) -> int:
         print(f"{config.output}: candidates.json and tokens.txt written, no tokenizer (--dry-run)")
         print(f"next: shorten tokens.txt, then dure tokenizer extend {config.tokenizer} --tokens … --output DIR")
         return 0
-    if arguments.model is not None:
+    if inputs is not None:
         from trainer.new_rows_model import write_extended_model
 
-        lines = write_extended_model(plan, source=arguments.model, output=config.output, init=arguments.init)
+        lines = write_extended_model(
+            plan, inputs=inputs, output=config.output, accepts_rounding=arguments.accept_rounding
+        )
         print("\n".join(lines))
         print(f"{config.output}: the model with its tokenizer done (완료); transformers opens it")
         return 0
@@ -46,6 +50,23 @@ def extend(arguments: argparse.Namespace) -> int:
     print(f"{config.output}: tokenizer done (완료)")
     _tell_written(config, manifest)
     return 0
+
+
+def _model_inputs(arguments: argparse.Namespace) -> ModelInputs | None:
+    if arguments.model is None:
+        return None
+    from trainer.new_rows_model import model_inputs
+
+    return model_inputs(arguments.model, init=arguments.init)
+
+
+def _has_model(config: ExtendConfig, inputs: ModelInputs | None) -> bool:
+    """Whether the finished folder holds all that was asked for: a model too, where one was named."""
+    if inputs is None:
+        return True
+    from trainer.new_rows_model import is_model_done
+
+    return is_model_done(config.output, inputs)
 
 
 def _config(arguments: argparse.Namespace) -> ExtendConfig:
@@ -74,6 +95,8 @@ def _check_flags(arguments: argparse.Namespace, config: ExtendConfig) -> None:
         raise StageError("--spaced: is about the terms of a list, but there is no --tokens; leave it out")
     if arguments.init is not None and arguments.model is None:
         raise StageError(f"--init: {arguments.init!r} is about a model's rows, but there is no --model; leave it out")
+    if arguments.accept_rounding and arguments.model is None:
+        raise StageError("--accept-rounding: is about a model's outputs, but there is no --model; leave it out")
 
 
 def _shown(plan: Plan) -> Iterator[str]:

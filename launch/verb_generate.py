@@ -8,13 +8,15 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline import disk
+from data_pipeline.corpus.texts import RejectedRow
 from launch.question_rows import QuestionRow, read_questions, read_task
 from launch.sampling_flags import sampling_of
+from launch.verb_predict import Tally
 from trainer.errors import RunError
 
 if TYPE_CHECKING:
@@ -32,24 +34,34 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """The rows of a file as they were at the first look, read anew each time: memory holds a few of them."""
+    """The rows of a file as they were at the first look, read anew each time: memory holds a few of them.
+
+    `faulty`: the rows of a task of which nothing can be asked, counted and named.
+    """
 
     path: Path
     num_rows: int
     sha256: str
     looked_at: tuple[int, ...]
     task: TaskName | None = None
+    faulty: Tally = field(default_factory=Tally)
 
     @classmethod
     def of(cls, path: Path, *, task: TaskName | None = None) -> Source:
-        """Read every row once; raises RunError where one asks nothing, or where there is none."""
+        """Read every row once; raises RunError where none can be asked; of rows without a task, where one can't."""
         if not path.is_file():
             raise RunError(f"--input: {path}: no such file; name a JSONL file of rows")
-        before = _stamp(path)
-        num_rows = sum(1 for _ in _read(path, task))
-        if not num_rows:
+        before, faulty = _stamp(path), Tally()
+        for row in _read(path, task):
+            faulty.num_rows += 1
+            if row.fault is not None:
+                faulty.reject(RejectedRow(row.number, row.fault))
+        if not faulty.num_rows:
             raise RunError(f"{path}: it holds no row; write one object a line")
-        source = cls(path, num_rows, disk.sha256_of(path), before, task)
+        if faulty.num_rejected == faulty.num_rows:
+            told = "\n".join(["", *faulty.lines()])
+            raise RunError(f"{path}: none of its {faulty.num_rows:,} rows can be asked; mend them{told}")
+        source = cls(path, faulty.num_rows, disk.sha256_of(path), before, task, faulty)
         source.check_unchanged()
         return source
 
@@ -88,7 +100,9 @@ def generate(arguments: argparse.Namespace) -> int:
     from trainer.saved import find_saved
 
     quieten_libraries(use_gpu=torch.cuda.is_available())
-    saved = find_saved(arguments.path)
+    saved = find_saved(arguments.path, checkpoint=arguments.checkpoint)
+    if saved.told:
+        print(saved.told)
     made_with = _made_with(saved, source, sampling, arguments)
     with only_writer(output):
         return _continue(saved, source, output, made_with, sampling=sampling, arguments=arguments)
@@ -100,6 +114,8 @@ def _continue(
     from trainer.conversation import open_speaker
 
     done = _num_answered(output, made_with)
+    for line in _told_faulty(source):
+        print(line)
     if done >= source.num_rows:
         print(f"{output}: all {source.num_rows:,} rows are answered already (이미 완료); nothing was done")
         return 0
@@ -109,8 +125,18 @@ def _continue(
     check_prompts(speaker, source, start=done)
     disk.write_json(_beside(output), made_with)
     figures = _answer(speaker, source, output, start=done, sampling=sampling, batch_size=arguments.batch)
-    print(f"{output}: {source.num_rows - done:,} rows answered (완료), {figures}")
+    print(f"{output}: {figures}")
     return 0
+
+
+def _told_faulty(source: Source) -> Iterator[str]:
+    """What a person must know of rows that nothing can be asked of."""
+    if source.faulty.num_rejected:
+        yield (
+            f"{source.path}: {source.faulty.num_rejected:,} of {source.num_rows:,} rows can't be asked (물을 수 없는 "
+            "행); they stand among the answers with an error:"
+        )
+        yield from source.faulty.lines()
 
 
 def _made_with(saved: Saved, source: Source, sampling: Sampling, arguments: argparse.Namespace) -> Line:
@@ -180,6 +206,8 @@ def check_prompts(speaker: Speaker, source: Source, *, start: int) -> None:
     first, num_too_long = "", 0
     rows = source.rows(start=start)
     for question in tqdm(rows, desc="check", unit="row", total=source.num_rows - start, disable=None):
+        if question.fault is not None:
+            continue
         length = len(_prompt(speaker, source, question))
         if length == 0:
             raise RunError(f"{source.path}: row {question.number}: its prompt has no token; give it a text")
@@ -206,27 +234,33 @@ def _prompt(speaker: Speaker, source: Source, question: QuestionRow) -> list[int
 def _answer(speaker: Speaker, source: Source, output: Path, *, start: int, sampling: Sampling, batch_size: int) -> str:
     from tqdm import tqdm
 
-    started, num_tokens, num_ended, num_rows = time.perf_counter(), 0, 0, source.num_rows - start
+    started, num_tokens, num_ended, num_asked = time.perf_counter(), 0, 0, 0
     rows = source.rows(start=start)
-    with tqdm(total=num_rows, desc="generate", unit="row", disable=None) as bar:
+    with tqdm(total=source.num_rows - start, desc="generate", unit="row", disable=None) as bar:
         while some := list(itertools.islice(rows, batch_size * BATCHES_A_WRITE)):
             source.check_unchanged()
-            answers = speaker.answers(
-                [_prompt(speaker, source, question) for question in some],
-                sampling=sampling,
-                batch_size=batch_size,
-                rows=[question.number for question in some],
+            asked = [question for question in some if question.fault is None]
+            answers = (
+                speaker.answers(
+                    [_prompt(speaker, source, question) for question in asked],
+                    sampling=sampling,
+                    batch_size=batch_size,
+                    rows=[question.number for question in asked],
+                )
+                if asked
+                else []
             )
-            lines = []
-            for question, answer in zip(some, answers, strict=True):
-                num_tokens, num_ended = num_tokens + len(answer.ids), num_ended + answer.ended
-                lines.append(_line(question, speaker.text_of(answer.ids), ended=answer.ended, num=len(answer.ids)))
-            _append(output, lines)
+            lines = {question.number: _faulty_line(question) for question in some if question.fault is not None}
+            for question, answer in zip(asked, answers, strict=True):
+                num_asked, num_tokens, num_ended = num_asked + 1, num_tokens + len(answer.ids), num_ended + answer.ended
+                text = speaker.text_of(answer.ids)
+                lines[question.number] = _line(question, text, ended=answer.ended, num=len(answer.ids))
+            _append(output, [lines[question.number] for question in some])
             bar.update(len(some))
     seconds = time.perf_counter() - started
     return (
-        f"{num_tokens:,} tokens in {seconds:.1f} s, {num_tokens / seconds:,.1f} tokens/s; "
-        f"{num_ended / num_rows:.1%} ended with EOS"
+        f"{num_asked:,} rows answered (완료), {num_tokens:,} tokens in {seconds:.1f} s, "
+        f"{num_tokens / seconds:,.1f} tokens/s; {num_ended / max(1, num_asked):.1%} ended with EOS"
     )
 
 
@@ -236,6 +270,11 @@ def _line(question: QuestionRow, text: str, *, ended: bool, num: int) -> Line:
     if "answer" in row:
         row["expected"] = row.pop("answer")
     return {"row": question.number, **row, "answer": text, "ended": ended, "num_tokens": num}
+
+
+def _faulty_line(question: QuestionRow) -> Line:
+    assert question.fault is not None
+    return {"row": question.number, "error": f"{question.fault.reason}: {question.fault.error}"}
 
 
 def _append(output: Path, lines: Sequence[Line]) -> None:

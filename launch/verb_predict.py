@@ -63,17 +63,19 @@ def predict(arguments: argparse.Namespace) -> int:
     from trainer.output_lock import only_writer
     from trainer.quiet import quieten_libraries
     from trainer.saved import find_saved
-    from trainer.saved_head import head_of_saved
+    from trainer.saved_head import head_of_saved, saved_head
 
     quieten_libraries(use_gpu=torch.cuda.is_available())
-    saved = find_saved(arguments.path)
+    saved = find_saved(arguments.path, checkpoint=arguments.checkpoint)
+    if saved.told:
+        print(saved.told)
     is_classifier = head_of_saved(saved) == "classifier"
     output = _output(arguments, is_classifier=is_classifier)
     options = _options(arguments)
     with only_writer(output):
         if output.exists():
             raise RunError(f"{output}: exists already, and is never written over; remove it, or give another --output")
-        found = _look(options)
+        found = _look(options, num_texts=saved_head(saved).num_texts if is_classifier else 0)
         tally = _write(saved, options, output, num_rows=found.num_rows, arguments=arguments)
         disk.write_json(output.with_name(output.name + MADE_WITH_SUFFIX), _made_with(saved, options, tally))
     _tell(output, tally)
@@ -111,19 +113,41 @@ def _rows(options: InputConfig) -> Iterator[Row]:
     return read_texts(options.path, options, "label")
 
 
-def _look(options: InputConfig) -> Tally:
-    """Read every row once, before a model is loaded; raises RunError where there is nothing to predict."""
+def _look(options: InputConfig, *, num_texts: int) -> Tally:
+    """Read every row once, before a model is loaded.
+
+    Args:
+        num_texts: of a row that the model learnt from; 0 where that is not known.
+
+    Raises:
+        RunError: there is nothing to predict, or rows have another number of texts.
+    """
     from data_pipeline.corpus.texts import RejectedRow
 
-    tally = Tally()
+    tally, others = Tally(), Counter[int]()
+    first = 0
     for row in _rows(options):
         tally.num_rows += 1
         if isinstance(row, RejectedRow):
             tally.reject(row)
+        elif num_texts and len(row.texts) != num_texts:
+            first = first if others else row.number
+            others[len(row.texts)] += 1
+    if others:
+        have = " or ".join(_texts(number) for number in sorted(others))
+        name = "name its column by --text-a" if num_texts == 1 else "name both columns by --text-a and --text-b"
+        raise RunError(
+            f"{options.path}: the model learnt from rows of {_texts(num_texts)}, but {others.total():,} of "
+            f"{tally.num_rows:,} rows have {have} (the first is row {first}; 글의 개수가 다름); {name}"
+        )
     if tally.num_rows == tally.num_rejected:
         told = "\n".join(["", *tally.lines()])
         raise RunError(f"{options.path}: none of its {tally.num_rows:,} rows can be predicted; name its columns{told}")
     return tally
+
+
+def _texts(number: int) -> str:
+    return f"{number} text{'s' * (number != 1)}"
 
 
 def _write(saved: Saved, options: InputConfig, output: Path, *, num_rows: int, arguments: argparse.Namespace) -> Tally:

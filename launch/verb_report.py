@@ -1,4 +1,4 @@
-"""`dure report RUN…`: one page about one run, or about several that followed one another."""
+"""`dure report RUN…`: one page about a run, several that followed one another, or rivals side by side."""
 
 from __future__ import annotations
 

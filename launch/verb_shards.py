@@ -17,19 +17,22 @@ from launch.data_stage import Figure, run_verb
 MAX_CLASSES_SHOWN = 20
 _ROW_FIGURES = {
     "num_targets": "target tokens",
+    "num_desirable": "rows with a desirable answer",
     "num_scored": "rows with a score",
     "num_cut": "rows cut",
     "num_no_target": "rows without a target",
     "num_no_eos": "rows without an EOS target",
     "num_emptied": "rows emptied",
-    "num_mixed": "rows without the third text of others",
+    "num_equal": "rows of equal answers",
+    "num_mixed": "rows without a text that others have",
     "num_unknown_label": "rows of an unknown label",
+    "num_prompt_too_long": "rows whose prompt is too long",
     "num_too_long": "rows too long",
 }
 
 
 def build(arguments: argparse.Namespace) -> int:
-    """Documents, instruction rows or examples -> token ids."""
+    """Documents, instruction rows, examples or rows with answers -> token ids."""
     config = load(arguments.config, arguments.overrides, ShardsConfig)
     return run_verb(
         ShardsBuild(config),
@@ -75,9 +78,9 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def _figures(manifest: Manifest) -> Iterator[Figure]:
     for split, counts in manifest["splits"].items():
-        yield Figure(f"{split} {'examples' if 'frame' in manifest else 'documents'}", counts["num_documents"])
+        yield Figure(f"{split} {'examples' if 'num_sequences' in manifest else 'documents'}", counts["num_documents"])
         yield Figure(f"{split} tokens", counts["num_tokens"])
-        yield Figure(f"{split} {'answer ' * (manifest['record'] == 'instruction')}bytes", counts["num_bytes"])
+        yield Figure(f"{split} {'answer ' * ('num_targets' in counts)}bytes", counts["num_bytes"])
         yield Figure(f"{split} unknown tokens", counts["num_unk"])
         for key, name in _ROW_FIGURES.items():
             if key in counts:
@@ -89,7 +92,10 @@ def _figures(manifest: Manifest) -> Iterator[Figure]:
             yield Figure(f"{split} further labels", len(classes) - MAX_CLASSES_SHOWN)
     if "frame" in manifest:
         yield Figure("frame", manifest["frame"]["kind"])
+    if "num_sequences" in manifest:
         yield Figure("sequences an example", manifest["num_sequences"])
+    if "held_out_by" in manifest:
+        yield Figure("held out by", manifest["held_out_by"])
     if manifest.get("eos_is_sep"):
         yield Figure("end of a document", "the tokenizer's sep_token (it names no eos_token)")
     yield Figure("files", len(manifest["files"]))

@@ -78,10 +78,15 @@ def _plain_usage(flag: Flag) -> str:
 
 
 OUTPUT = Flag("--output", "DIR", "the folder to write", key="output")
-RECORDS = ("document", "instruction", "label", "pair")
+RECORDS = ("document", "instruction", "label", "pair", "preference", "feedback", "prompt")
 CORPUS = Flag("--corpus", "DIR", "the folder that `corpus build` wrote", key="corpus")
 WORKERS = Flag("--workers", "N", "processes (default: one a core)", minimum=1)
+# Which checkpoint of a run: trainer/locate.py chooses.
+CHECKPOINT = Flag(
+    "--checkpoint", "WHICH", "of a run: best, last or a step (default: best of classify and embed, last of others)"
+)
 # How an answer is made. The numbers with a point are read by launch/sampling_flags.py.
+TABLES = ("json", "jsonl", "csv", "tsv", "parquet", "xlsx")
 QUANTIZE = Flag("--quantize", "KIND", "hold the base in 4 bits or not (default: as trained)", choices=("nf4", "none"))
 
 SAMPLING = (
@@ -93,6 +98,7 @@ SAMPLING = (
     Flag("--seed", "N", "of the sampling", minimum=0, default=0),
     Flag("--template", "NAME", "another than its own: a name, a file, or none to go on with a text"),
     QUANTIZE,
+    CHECKPOINT,
 )
 
 GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
@@ -106,6 +112,8 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 flags=(
                     Flag("--corpus", "PATH", "your own archives or text files instead of made-up Korean"),
                     Flag("--sft", "PATH", "your own questions and answers instead of made-up ones"),
+                    Flag("--dpo", "", "then prefer: DPO on pairs of answers, evaluated, exported and talked to"),
+                    Flag("--preference", "PATH", "your own pairs of answers instead of made-up ones; means --dpo"),
                     Flag("--output", "DIR", "where all of it goes (default: runs/demo, runs/demo-NAME with --corpus)"),
                     Flag("--seed", "N", "of the made-up Korean", minimum=0, default=1),
                 ),
@@ -123,7 +131,7 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
             ),
             Verb(
                 "corpus build",
-                "AIHub archives, JSONL, CSV, Parquet, text → documents, instructions, labels or pairs (말뭉치)",
+                "AIHub archives, JSONL, CSV, Parquet, text → documents, instructions, pairs, preferences … (말뭉치)",
                 "launch.verb_corpus:build",
                 "[CONFIG]",
                 (
@@ -173,6 +181,7 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                     Flag("--dry-run", "", "show the choice, write it for a look, and no tokenizer"),
                     Flag("--model", "MODEL", "write this model, with rows for the new tokens, and the tokenizer"),
                     Flag("--init", "NAME", "with --model: what the rows begin from (default: mean_of_subtokens)"),
+                    Flag("--accept-rounding", "", "with --model: write it though old texts are not equal to the bit"),
                     Flag("--output", "DIR", "the folder to write"),
                 ),
             ),
@@ -240,13 +249,34 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 "RUN|MODEL",
                 (
                     Flag("--shards", "DIR", "other shards than those of the run"),
+                    CHECKPOINT,
                     Flag(
                         "--dtype",
                         "TYPE",
                         "to compute in (default: the run's on a GPU, fp32 on a CPU)",
                         choices=("fp32", "bf16", "fp16"),
                     ),
+                    Flag("--tasks", "NAMES", "tasks of lm-eval instead: kobest,haerae,kmmlu,click, its own, FILE.yaml"),
+                    Flag("--num-fewshot", "N", "examples before each question (default: the task's)", minimum=0),
+                    Flag("--limit", "N", "questions of each task, for a try", minimum=1),
+                    Flag("--batch", "N", "questions at once", minimum=1, default=8),
+                    Flag("--output", "DIR", "where figures go (default: the run's folder)"),
                 ),
+                more="--num-fewshot, --limit and --batch are of --tasks.",
+            ),
+            Verb(
+                "evaluate compare",
+                "both models answer the prompts of a file, a reward model says whose answers are better (비교)",
+                "launch.evaluate_compare:compare",
+                "RUN|MODEL…",
+                (
+                    Flag("--prompts", "FILE", "JSONL rows of prompt, instruction, question or messages"),
+                    Flag("--judge", "JUDGE", "a run of stage reward, a model with one output, or FILE.py:FUNCTION"),
+                    Flag("--output", "DIR", "where it goes (default: comparisons/ in the first RUN)"),
+                    Flag("--batch", "N", "rows at once", minimum=1, default=16),
+                    *(flag for flag in SAMPLING if flag is not CHECKPOINT),
+                ),
+                more="Takes two: A and B. Each may be a run, a checkpoint, or a model or an adapter folder.",
             ),
             Verb(
                 "chat",
@@ -280,9 +310,10 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                     Flag("--output", "FILE", ".jsonl, .csv; of vectors .parquet, .npy (default: beside the input)"),
                     Flag("--text-a", "COLUMN", "the text, or the first of two (default: by the columns' names)"),
                     Flag("--text-b", "COLUMN", "the second text"),
-                    Flag("--format", "KIND", "of the input", choices=("json", "jsonl", "csv", "tsv", "parquet")),
+                    Flag("--format", "KIND", "of the input", choices=TABLES),
                     Flag("--batch", "N", "rows at once", minimum=1, default=32),
                     QUANTIZE,
+                    CHECKPOINT,
                 ),
             ),
             Verb(
@@ -297,11 +328,12 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                     Flag("--shards", "DIR", "whose held-out rows measure a merge (default: those of the run)"),
                     Flag("--accept-merge-error", "", "write a merged model beyond the limits too"),
                     Flag("--base-name", "NAME", "what to call the base for others, such as its hub name"),
+                    CHECKPOINT,
                 ),
             ),
             Verb(
                 "report",
-                "one page on what was trained and how well, from one run or several that followed one another (보고서)",
+                "one page on what was trained, and how well: a run, several in order, or rivals abreast (보고서)",
                 "launch.verb_report:report",
                 "RUN…",
                 (Flag("--output", "FILE", "the page to write (default: report.html in the first RUN)"),),
@@ -402,7 +434,7 @@ GROUPS: tuple[tuple[str, tuple[Verb, ...]], ...] = (
                 "the resolved tree of a config file, defaults included, as YAML",
                 "launch.verb_config:show",
                 "CONFIG",
-                (Flag("--kind", "KIND", "train, corpus, tokenizer, shards or pipeline (default: by the file's keys)"),),
+                (Flag("--kind", "KIND", "train, corpus, tokenizer, shards, pipeline or tasks (default: by its keys)"),),
             ),
         ),
     ),

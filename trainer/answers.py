@@ -66,7 +66,7 @@ def heldout_questions(shards: Path, *, num_rows: int, seq_len: int) -> list[Ques
 
     found = read_shards(shards, split="heldout")
     fitting = np.flatnonzero(np.concatenate(list(iterate_lengths(found))) - 1 <= seq_len)
-    order = RowOrder(found.manifest_sha256, seed=0, epoch=0, num_rows=len(fitting))
+    order = RowOrder(found.content_sha256, seed=0, epoch=0, num_rows=len(fitting))
     chosen = fitting[order.rows_at(np.arange(min(num_rows, len(fitting))))]
     questions: dict[int, Question] = {}
     first = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainer.card_heads import HEADS, confusion, head_in, labels, quoted, table, tags_of, use_of_head
+from trainer.card_heads import confusion, head_in, kind_of, labels, quoted, table, tags_of, use_of_head
 from trainer.lineage import BaseFacts, DataFacts
 
 Lines = list[str]
@@ -40,6 +40,8 @@ _FIGURES = (
     ("loss", "검증 손실 · held-out loss", "{:.4f}"),
     ("bits_per_byte", "바이트당 비트 · bits per byte", "{:.4f}"),
     ("accuracy", "정확도 · accuracy", "{:.2%}"),
+    ("margin", "앞선 정도 · margin", "{:.4f}"),
+    ("pair_accuracy", "쌍 정확도 · accuracy of pairs", "{:.2%}"),
     ("macro_f1", "매크로 F1 · macro F1", "{:.4f}"),
     ("binary_f1", "F1 (둘째 분류 · second class)", "{:.4f}"),
     ("masked_accuracy", "가린 토큰 정확도 · accuracy of masked tokens", "{:.2%}"),
@@ -60,6 +62,13 @@ _STAGES = {
     "mlm": "빈칸 맞히기 · masked language modelling",
     "classify": "분류 · classification",
     "embed": "문장 임베딩 · sentence embeddings",
+    "dpo": "선호 튜닝 · preference tuning (DPO)",
+    "orpo": "선호 튜닝 · preference tuning (ORPO)",
+    "cpo": "선호 튜닝 · preference tuning (CPO)",
+    "kto": "평가 튜닝 · tuning on feedback (KTO)",
+    "reward": "보상 · reward",
+    "ppo": "강화 학습 · reinforcement learning (PPO)",
+    "grpo": "강화 학습 · reinforcement learning (GRPO)",
 }
 
 
@@ -115,7 +124,7 @@ def _front_matter(facts: Mapping[str, Any], base: BaseFacts | None) -> Lines:
 
 def _title(facts: Mapping[str, Any]) -> Lines:
     korean, english = _WHAT[facts["what"]]
-    _, kind_korean, kind_english = HEADS[head_in(facts)]
+    kind_korean, kind_english = kind_of(facts)
     origin = facts["origin"]
     figures = facts["dtype"] + (f", step {origin['step']:,}" if origin["step"] is not None else "")
     return [

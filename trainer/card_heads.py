@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.lineage import BaseFacts
+from trainer.stages import REWARD_LABELS
 
 Lines = list[str]
 
@@ -17,6 +18,18 @@ HEADS = {
     "encoder": ("feature-extraction", "한국어 인코더", "An encoder of Korean texts"),
 }
 MAX_CLASSES = 20  # of a confusion matrix that a page holds
+
+
+_REWARD = ("한국어 보상 모델(답에 매기는 점수)", "A Korean reward model, which scores an answer to a prompt,")
+
+
+def kind_of(facts: Mapping[str, Any]) -> tuple[str, str]:
+    """What the model is, in Korean and in English."""
+    return _REWARD if is_reward(facts) else HEADS[head_in(facts)][1:]
+
+
+def is_reward(facts: Mapping[str, Any]) -> bool:
+    return head_in(facts) == "classifier" and tuple(facts.get("labels") or ()) == REWARD_LABELS
 
 
 def tags_of(facts: Mapping[str, Any]) -> tuple[str, str]:
@@ -69,6 +82,9 @@ def use_of_head(facts: Mapping[str, Any], base: BaseFacts | None) -> Lines:
         "masked_lm": 'print(run(f"오늘은 {run.tokenizer.mask_token} 날이다."))',
         "encoder": 'print(run("한 문장"))',
     }
+    if is_reward(facts):
+        asked = "물음과 답을 template.yaml의 틀로, EOS까지 · prompt and answer in the form of template.yaml, with EOS"
+        texts[head] = f'text = "…" + run.tokenizer.eos_token  # {asked}\nprint(run(text, function_to_apply="none"))'
     return [*lines, texts[head], "```"]
 
 
@@ -88,7 +104,7 @@ def _use_of_vectors(facts: Mapping[str, Any]) -> Lines:
 
 
 def labels(facts: Mapping[str, Any]) -> Lines:
-    labels = facts.get("labels") or []
+    labels = [] if is_reward(facts) else facts.get("labels") or []
     return table("분류 · Classes", [(str(number), _cell(label)) for number, label in enumerate(labels)])
 
 

@@ -30,6 +30,7 @@ from trainer.checkpoint_marker import (
     COMPLETE_NAME,
     FORMAT_VERSION,
     PATIENCE_SECONDS,
+    STATE_NAME,
     CheckpointError,
     find_complete,
     has_marker,
@@ -63,7 +64,6 @@ __all__ = [
     "verify",
 ]
 
-STATE_NAME = "state.json"
 DAMAGED_PREFIX = "damaged-"
 
 WriteEngine = Callable[[Path], list[FileRecord]]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 COMPLETE_NAME = "COMPLETE"
+STATE_NAME = "state.json"
 FORMAT_VERSION = 1
 # How long a disk may give no answer (a stale handle, an input/output error) before a start is refused.
 PATIENCE_SECONDS = 60.0

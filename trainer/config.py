@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from data_pipeline.config import Config
 from data_pipeline.raw_config import RawDataConfig
+from data_pipeline.shards.format import FRAMED
 from trainer.adapter import AdapterConfig
 from trainer.answers import AnswersConfig
 from trainer.checkpoint import CheckpointConfig
@@ -18,6 +19,8 @@ from trainer.gate_checks import GateConfig
 from trainer.metrics import LoggingConfig
 from trainer.model_config import ModelConfig
 from trainer.new_rows_config import NewRowsConfig
+from trainer.policy_config import GrpoConfig, PpoConfig, answers_each, online_faults, online_unread
+from trainer.preference_config import UNREAD, CpoConfig, DpoConfig, KtoConfig, OrpoConfig, RewardConfig
 from trainer.resilience import StepPolicyConfig
 from trainer.schedule import OptimizerConfig, ScheduleConfig
 from trainer.stage_configs import LOSS_KEYS, STAGE_CONFIGS, ClassifyConfig, EmbedConfig, MlmConfig
@@ -81,16 +84,22 @@ class StepsConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """The loss over held-out rows with the stage's figures, every `every_steps` steps and at the end."""
+    """The loss over held-out rows with the stage's figures, every `every_steps` steps and at the end.
 
-    every_steps: int = Field(default=500, ge=1)
+    A stage of labels or pairs is evaluated at each epoch's end where neither cadence is set, and on all held-out rows;
+    what was resolved stands in the run's config.yaml.
+    """
+
+    every_steps: int = Field(default=500, ge=0)
+    """0: not by steps, as where `every_epoch` is set alone."""
     every_epoch: bool = False
-    """At each epoch's end in place of `every_steps`."""
+    """Also after the step that ends an epoch: each row was learnt from once more."""
     best_by: str = ""
     """The figure of the best checkpoint; "": the loss, and accuracy of `stage: classify`."""
     at_start: bool = False
     """Also before the first step: what the model knew before."""
-    max_documents: int = Field(default=2000, ge=1)
+    max_documents: int | None = Field(default=2000, ge=1)
+    """So many held-out documents or rows, chosen evenly; None: all of them."""
     micro_batch_sequences: int | None = Field(default=None, ge=1)
     """None: as train.micro_batch_sequences, filled in when the config is resolved."""
     answers: AnswersConfig = AnswersConfig()
@@ -110,6 +119,13 @@ class TrainConfig(Config):
     mlm: MlmConfig | None = None
     classify: ClassifyConfig | None = None
     embed: EmbedConfig | None = None
+    dpo: DpoConfig | None = None
+    orpo: OrpoConfig | None = None
+    cpo: CpoConfig | None = None
+    kto: KtoConfig | None = None
+    reward: RewardConfig | None = None
+    ppo: PpoConfig | None = None
+    grpo: GrpoConfig | None = None
     """Of the stages of these names; the run's own is filled in when the config is resolved."""
     data: DataConfig
     train: StepsConfig
@@ -123,25 +139,43 @@ class TrainConfig(Config):
     debug: DebugConfig = DebugConfig()
     """Read by `dure train --debug` only."""
 
+    @property
+    def best_by(self) -> str:
+        """The figure of the best checkpoint."""
+        return self.evaluation.best_by or STAGES[self.stage].best
+
     @model_validator(mode="after")
     def _parts_agree(self) -> TrainConfig:
-        if faults := [*self._step_faults(), *self._tuning_faults()]:
+        if faults := [*self._step_faults(), *self._tuning_faults(), *online_faults(self)]:
             raise ValueError("; ".join(faults))
         if self.stage in STAGE_CONFIGS and getattr(self, self.stage) is None:
             object.__setattr__(self, self.stage, STAGE_CONFIGS[self.stage]())
-        if self.evaluation.micro_batch_sequences is None:
-            sequences = self.train.micro_batch_sequences
-            evaluation = self.evaluation.model_copy(update={"micro_batch_sequences": sequences})
-            object.__setattr__(self, "evaluation", evaluation)
+        object.__setattr__(self, "evaluation", self.evaluation.model_copy(update=self._resolved_evaluation()))
         return self
+
+    def _resolved_evaluation(self) -> dict[str, Any]:
+        """What of `evaluation` depends on the other parts."""
+        ours = self.evaluation
+        resolved: dict[str, Any] = {}
+        if ours.micro_batch_sequences is None:
+            resolved["micro_batch_sequences"] = self.train.micro_batch_sequences
+        is_framed, is_set = STAGES[self.stage].record in FRAMED, ours.model_fields_set
+        if is_framed and "max_documents" not in is_set:
+            resolved["max_documents"] = None
+        if is_framed and not {"every_steps", "every_epoch"} & is_set:
+            resolved["every_epoch"] = True
+        if resolved.get("every_epoch", ours.every_epoch) and "every_steps" not in is_set:
+            resolved["every_steps"] = 0
+        return resolved
 
     def _step_faults(self) -> Iterator[str]:
         """Where the sizes of a step, a row and the schedule contradict each other."""
         steps = self.train
-        if steps.micro_batch_sequences > steps.global_batch_sequences:
+        of_step = steps.global_batch_sequences * answers_each(self)
+        if steps.micro_batch_sequences > of_step:
             yield (
                 f"train.micro_batch_sequences is {steps.micro_batch_sequences}, but a whole step has "
-                f"train.global_batch_sequences {steps.global_batch_sequences}; make it no larger"
+                f"train.global_batch_sequences {of_step}; make it no larger"
             )
         needs_others = self.stage == "embed" and (self.embed or EmbedConfig()).loss == "in_batch"
         if needs_others and steps.global_batch_sequences < 2:
@@ -155,11 +189,7 @@ class TrainConfig(Config):
                 "make rows shorter, or the model's positions more"
             )
         schedule = steps.schedule
-        if (
-            steps.max_steps
-            and schedule.kind == "wsd"
-            and schedule.warmup_steps + schedule.decay_steps > steps.max_steps
-        ):
+        if steps.max_steps and schedule.kind == "wsd" and schedule.num_fixed_steps > steps.max_steps:
             yield (
                 f"train.schedule: warmup_steps {schedule.warmup_steps} + decay_steps {schedule.decay_steps} exceed "
                 f"train.max_steps {steps.max_steps}; shorten them"
@@ -186,6 +216,11 @@ class TrainConfig(Config):
                 "adapter.weight_decomposed: over a 4-bit base peft's DoRA replaces the packed weight at each forward "
                 "pass on a CPU, so that engine.zero_stage 3 loses its slices ('Params4bit' has no ds_id); on GPUs this "
                 "is untried: set zero_stage to 2, leave model.quantization out, or train plain LoRA"
+            )
+        if self.new_rows is not None and STAGES[self.stage].record not in ("document", "instruction"):
+            yield (
+                f"new_rows: stage {self.stage!r} begins on a model that knows its tokens; train their rows by "
+                "pretraining or tuning first, and name that run in model.from"
             )
         if self.stage == "sft" and self.data.packing != "best_fit":
             yield f"data.packing: {self.data.packing!r} cuts rows, which stage 'sft' never does; set it to 'best_fit'"
@@ -262,6 +297,12 @@ def unread_keys(config: TrainConfig) -> list[str]:
         reason = f"embed.loss is {config.embed.loss!r}"
         unread = tuple(key for loss, key in LOSS_KEYS.items() if loss != config.embed.loss)
         lines += _set_keys("embed", config.embed, unread, reason=reason)
+    chosen = getattr(getattr(config, config.stage, None), "loss", "")
+    if (config.stage, chosen) in UNREAD:
+        reason = f"{config.stage}.loss is {chosen!r}"
+        choices: Config = getattr(config, config.stage)
+        lines += _set_keys(config.stage, choices, UNREAD[config.stage, chosen], reason=reason)
+    lines += online_unread(config)
     if STAGES[config.stage].rows == "framed":
         reason = f"stage {config.stage!r} always packs best-fit"
         lines += _set_keys("data", config.data, ("packing",), reason=reason)

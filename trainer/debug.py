@@ -143,24 +143,27 @@ def _try(
 ) -> Any:
     from trainer.debug_checks import FiniteWatch, anomalies_named, check_repeatable, check_weights, first_batches
     from trainer.gate import run_gate
+    from trainer.policy_config import ONLINE
     from trainer.resilience import STOPPED, ExitRecord
 
     with anomalies_named() as not_deterministic:
         run = _set_up(config, ranks, folder)
-        folder.bring_companions(Path(config.data.shards))
+        folder.bring_companions(Path(config.data.shards), facts=run.objective.facts())
         batches = first_batches(run)
         _show(run, batches[0])
         watch = FiniteWatch(run.engine.model)
         try:
             check_weights(run.engine.model)
             _gate(lambda: run_gate(run, ranks))
-            checks = [check_repeatable(run, batches[0])]
+            checks = [check_repeatable(run, _learnt_from(run, batches))]
             finished, policy, more = _steps(run, folder, stop=stop)
-            checks += more
+            # Of answers that are all rewarded alike, as a small new model's are, nothing is learnt.
+            is_online = config.stage in ONLINE
+            checks += [] if is_online else more
             result["losses"] = policy.losses
             if not finished:
                 return ExitRecord(code=STOPPED, reason=stop.signal_name, step=run.progress.step)
-            checks.append(_learn_one_batch(run, batches, result))
+            checks += [] if is_online else [_learn_one_batch(run, batches, result)]
         finally:
             watch.close()
     if profile:
@@ -169,9 +172,18 @@ def _try(
     return ExitRecord(code=0, reason="done", step=run.progress.step)
 
 
+def _learnt_from(run: Run, batches: Sequence[AnyBatch]) -> AnyBatch:
+    """The first batch, of prompts with the answers to them; the objective's own state stays as it is."""
+    state = run.objective.state_dict()
+    collected = run.objective.collect(run.engine.module, batches, step=0)
+    run.objective.load_state_dict(state)
+    return collected[0]
+
+
 def _set_up(config: TrainConfig, ranks: Ranks, folder: RunFolder) -> Run:
     from trainer.base import pin_base
     from trainer.debug_base import with_small_base
+    from trainer.reference import Reference
     from trainer.setup import set_up
     from trainer.sources import check_stage
 
@@ -181,6 +193,9 @@ def _set_up(config: TrainConfig, ranks: Ranks, folder: RunFolder) -> Run:
     else:
         config = pin_base(config, folder.path, ranks)
     run = set_up(config, ranks)
+    reference = getattr(run.objective, "reference", None)
+    if isinstance(reference, Reference):
+        reference.ask_at_first_sight(run.engine.module)  # a table of all rows would take longer than the try
     counts = run.parameters
     adapter = f", {counts.trainable:,} trained" if counts.trainable != counts.total else ""
     print(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_pipeline.shards.format import TOKENIZER_FOLDER, tokenizer_folder
-from data_pipeline.shards.inspect import LINE_END, RESET, TARGET, TARGET_EOS
+from data_pipeline.shards.inspect_answers import LINE_END, RESET, TARGET, TARGET_EOS
 from data_pipeline.stream.batch import NO_TARGET, Batch
 from data_pipeline.stream.examples import ExampleBatch
 from data_pipeline.stream.stream import AnyBatch
@@ -53,7 +53,7 @@ def show_batch(
     `is_masked`: labels stand in the place of their inputs; the text is shown as it was, its hidden places as targets.
     """
     if isinstance(batch, ExampleBatch):
-        return _show_examples(batch, tokenizer, num_rows=num_rows, labels=labels, colour=colour)
+        return _show_examples(batch, tokenizer, num_rows=num_rows, labels=labels, eos_id=eos_id, colour=colour)
     legend = f"{TARGET}targets{RESET}, {TARGET_EOS}their EOS{RESET}" if colour else "targets stand in ⟦ ⟧"
     share = batch.num_targets / max(1, batch.labels.size)
     lines = [
@@ -66,26 +66,49 @@ def show_batch(
 
 
 def _show_examples(
-    batch: ExampleBatch, tokenizer: Tokenizer | None, *, num_rows: int, labels: Sequence[str], colour: bool
+    batch: ExampleBatch,
+    tokenizer: Tokenizer | None,
+    *,
+    num_rows: int,
+    labels: Sequence[str],
+    eos_id: int,
+    colour: bool,
 ) -> str:
-    """The sequences of the first examples, each with its class or score."""
+    """The sequences of the first examples, each with its class or score, and with its answer marked as targets are."""
     num_padding = batch.input_ids.size - int(batch.lengths.sum())
     lines = [
         f"the first batch: {len(batch.row_ids)} examples of {batch.num_sequences} sequence(s), the longest "
         f"{int(batch.lengths.max()):,} ids; {num_padding:,} of {batch.input_ids.size:,} places are padding"
     ]
     for number in range(min(num_rows, len(batch.row_ids))):
-        value = float(batch.values[number])
-        told = "no score" if np.isnan(value) else labels[int(value)] if labels else f"{value:g}"
+        told = _value_of(batch, number, labels)
         shown = f"{TARGET}{told}{RESET}" if colour else f"⟦{told}⟧"
         lines.append(f"example {int(batch.row_ids[number]):,} of all: {shown}")
         for place in range(batch.num_sequences):
             row = number * batch.num_sequences + place
             ids = batch.input_ids[row, : batch.lengths[row]].tolist()
-            cut = ids if len(ids) <= HEAD_IDS + TAIL_IDS else [*ids[:HEAD_IDS], *ids[-TAIL_IDS:]]
-            left_out = f" ({len(ids) - len(cut):,} ids left out)" if len(cut) < len(ids) else ""
-            lines.append(f"    {_decoded(cut, tokenizer)}{left_out}".replace("\n", LINE_END))
+            start, end = (0, 0) if batch.answers is None else batch.answers[row].tolist()
+            marks = [start <= inner < end for inner in range(len(ids))]
+            left_out = ""
+            if (num_cut := len(ids) - HEAD_IDS - TAIL_IDS) > 0:
+                ids, marks = ([*each[:HEAD_IDS], *each[-TAIL_IDS:]] for each in (ids, marks))
+                left_out = f" ({num_cut:,} ids left out)"
+            text = _marked(ids, marks, tokenizer, eos_id=eos_id, colour=colour)
+            *inner_lines, final = f"{text}{left_out}".split("\n")
+            lines += [*(f"    {line}{LINE_END}" for line in inner_lines), f"    {final}"]
     return "\n".join(lines)
+
+
+def _value_of(batch: ExampleBatch, number: int, labels: Sequence[str]) -> str:
+    """What an example is worth, in a word."""
+    value = float(batch.values[number])
+    if not np.isnan(value):
+        if batch.answers is not None:
+            return "desirable" if value > 0 else "undesirable"
+        return labels[int(value)] if labels else f"{value:g}"
+    if batch.answers is not None:
+        return "the chosen answer, then the rejected one"
+    return "no score"
 
 
 def _row(

@@ -282,6 +282,7 @@ def _first_examples(batch: ExampleBatch, *, max_tokens: int) -> ExampleBatch:
         values=batch.values[:count],
         row_ids=batch.row_ids[:count],
         num_targets=len(batch.row_ids[:count]),
+        answers=None if batch.answers is None else batch.answers[rows],
     )
 
 

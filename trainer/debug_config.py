@@ -134,7 +134,7 @@ def _shorten_evaluation(tree: Tree, config: TrainConfig, *, steps: int) -> None:
         "every_steps": steps,
         "every_epoch": False,
         "at_start": False,
-        "max_documents": min(real.max_documents, config.debug.max_documents),
+        "max_documents": min(real.max_documents or config.debug.max_documents, config.debug.max_documents),
         "micro_batch_sequences": rows,
     }
     tree["evaluation"]["answers"] |= {

@@ -21,7 +21,7 @@ from trainer.step import Updater
 T = TypeVar("T")
 
 NUM_OPS = 12
-PHASES = ("data", "forward", "backward", "grad_norm", "optimizer")
+PHASES = ("data", "rollout", "forward", "backward", "grad_norm", "optimizer")
 
 
 def profile_steps(run: Run, trace: Path) -> str:
@@ -56,7 +56,21 @@ class _NamedForward(Objective):
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
         self._objective, self._device = objective, device
-        self.sum_names = objective.sum_names
+        self.sum_names, self.num_passes = objective.sum_names, objective.num_passes
+
+    def collect(
+        self,
+        module: nn.Module,
+        batches: Sequence[AnyBatch],
+        *,
+        step: int | None,
+        on_mark: Callable[[], None] = lambda: None,
+    ) -> list[AnyBatch]:
+        def roll_out() -> list[AnyBatch]:
+            return self._objective.collect(module, batches, step=step, on_mark=on_mark)
+
+        is_online = type(self._objective).collect is not Objective.collect
+        return _phase("rollout", self._device, roll_out) if is_online else list(batches)
 
     def prepare(self, batches: Sequence[AnyBatch], *, is_training: bool) -> list[AnyBatch]:
         return self._objective.prepare(batches, is_training=is_training)

@@ -17,6 +17,7 @@ from torch import nn
 
 from data_pipeline.disk import FileRecord
 from trainer.config import TrainConfig
+from trainer.engine import check_accelerator
 from trainer.moments import restore_as_saved, restore_flat, saved_state
 from trainer.pieces import Flat, Pieces, check_shapes, write_flats
 from trainer.programs import add_scripts_to_path
@@ -30,6 +31,7 @@ class DeepSpeedEngine:
     """ZeRO 1-3 by a plugin that is built here, from the run's config alone."""
 
     def __init__(self, config: TrainConfig, *, model: nn.Module, ranks: Ranks) -> None:
+        import deepspeed
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
@@ -40,6 +42,7 @@ class DeepSpeedEngine:
         accelerator = Accelerator(deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend=backend)])
         optimizer = make_optimizer(model, config.train.optimizer, device=ranks.device)
         wrapped, _ = accelerator.prepare(model, optimizer)
+        check_accelerator(isinstance(wrapped, deepspeed.DeepSpeedEngine), accelerator, ranks)
         self.module = wrapped
         self.model = wrapped.module
         self._engine = wrapped
@@ -126,6 +129,19 @@ def loading_in_slices(config: TrainConfig) -> Iterator[None]:
     told = HfDeepSpeedConfig(deepspeed_config(config))  # transformers keeps a weak reference to it
     yield
     del told
+
+
+@contextmanager
+def loading_whole() -> Iterator[None]:
+    """A model that is loaded in this block stands whole on every rank, whatever engine carries another one."""
+    from transformers.integrations import deepspeed
+
+    told = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = told
 
 
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:

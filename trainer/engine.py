@@ -14,6 +14,7 @@ from torch import nn
 from data_pipeline import disk
 from data_pipeline.disk import FileRecord
 from trainer.config import TrainConfig
+from trainer.errors import RunError
 from trainer.pieces import Pieces, has_pieces
 from trainer.ranks import Ranks
 from trainer.schedule import make_optimizer, set_learning_rate
@@ -66,6 +67,20 @@ def make_engine(config: TrainConfig, *, model: nn.Module, ranks: Ranks) -> Engin
     return PlainEngine(config, model=model, ranks=ranks)
 
 
+def check_accelerator(is_ours: bool, accelerator: Any, ranks: Ranks) -> None:
+    """Refuse where accelerate did not do as it was told: ranks would train on apart, each a model of its own.
+
+    Raises:
+        RunError: an Accelerator of other settings was made in this process before, and its state stays.
+    """
+    if not is_ours:
+        raise RunError(
+            f"engine.kind: accelerate sees {accelerator.num_processes} processes and {accelerator.distributed_type}, "
+            f"but the run has {ranks.world_size} ranks: another Accelerator was made in this process before; start "
+            "the run in a process of its own"
+        )
+
+
 class PlainEngine:
     """One process, or DistributedDataParallel on several. bf16 is autocast over float32 weights."""
 
@@ -89,7 +104,9 @@ class PlainEngine:
 
         handler = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         accelerator = Accelerator(cpu=self._ranks.device.type == "cpu", kwargs_handlers=[handler])
-        return accelerator.prepare_model(model)
+        prepared: nn.Module = accelerator.prepare_model(model)
+        check_accelerator(isinstance(prepared, nn.parallel.DistributedDataParallel), accelerator, self._ranks)
+        return prepared
 
     def settle(self, loss: torch.Tensor) -> None:
         """Let DDP lay its buckets out, which it does after its first backward pass, and forget the gradient.

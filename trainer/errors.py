@@ -14,3 +14,7 @@ class RunError(RuntimeError):
 
 class TrainingStopped(RunError):  # noqa: N818 - it says what happened, as the exit record does
     """A running training ended itself, with every finished step kept."""
+
+
+class BadRollout(RunError):  # noqa: N818 - it says what happened
+    """Answers that can't be learnt from, such as a reward that is NaN: the gate refuses the run, a step is refused."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from data_pipeline.shards.format import RecordKind
 from data_pipeline.stream.stream import AnyBatch
-from trainer.objectives.objective import Objective
+from trainer.objectives.objective import Objective, Scorer
 from trainer.ranks import Ranks
 
 
@@ -57,24 +57,32 @@ def evaluate(
     objective: Objective,
     ranks: Ranks,
     micro_batch_sequences: int,
+    scorer: Scorer | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
     on_batch: Callable[[], None] = lambda: None,
+    on_mark: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
-    """Score every row once, spread over the ranks; None if a rank was asked to stop meanwhile (law 12)."""
+    """Score every row once, spread over the ranks; None if a rank was asked to stop meanwhile (law 12).
+
+    `on_mark`: called within a batch too, where that takes long.
+
+    `scorer`: another than the objective's own.
+    """
     was_training = module.training
     module.eval()
-    scorer = objective.scorer(num_bytes=heldout.num_bytes)
+    scorer = scorer or objective.scorer(num_bytes=heldout.num_bytes)
     sums = torch.zeros(3, dtype=torch.float64)  # of losses, weights and targets
     batches = heldout.batches(
         dp_rank=ranks.rank, dp_world_size=ranks.world_size, micro_batch_sequences=micro_batch_sequences
     )
     try:
         for batch in batches:
-            (prepared,) = objective.prepare([batch], is_training=False)
-            objective.begin_step(module, [prepared])
-            outcome = objective.outcome(module, prepared)
-            scorer.add(prepared, outcome)
-            sums += torch.tensor([float(outcome.loss.double()), objective.weight(prepared), prepared.num_targets])
+            prepared = objective.prepare([batch], is_training=False)
+            for each in objective.collect(module, prepared, step=None, on_mark=on_mark):
+                objective.begin_step(module, [each])
+                outcome = objective.outcome(module, each)
+                scorer.add(each, outcome)
+                sums += torch.tensor([float(outcome.loss.double()), objective.weight(each), each.num_targets])
             on_batch()
             if ranks.any(stop_requested()):
                 return None

@@ -135,7 +135,9 @@ def export(saved: Saved, output: Path, options: ExportOptions) -> Manifest:
             "data": as_trees(data_of(saved)),
         }
         facts |= _write_weights(saved, folder, facts, options)
-        length = told.seq_len if form and told.seq_len else facts["max_positions"]
+        # What learnt from texts cuts them where training did.
+        learnt = told.seq_len if told.head in ("classifier", "encoder") else 0
+        length = learnt or facts["max_positions"]
         write_tokenizer(tokenizer_folder(saved), folder, template=template, max_positions=length)
         has_types = facts.pop("has_token_types")
         if told.frame is not None:

@@ -22,7 +22,7 @@ def frame_tokenizer(folder: Path, frame: Frame, *, eos_id: int, has_token_types:
     """Make the tokenizer in `folder` put `frame` around one text or two.
 
     Args:
-        eos_id: ends a text of a plain frame.
+        eos_id: ends a text of a plain frame, which may begin with a token too.
         has_token_types: whether the model tells the second text apart: behind the first separator the type is 1.
     """
     tree = read_tokenizer_json(folder / TOKENIZER_FILE)
@@ -40,7 +40,8 @@ def frame_tokenizer(folder: Path, frame: Frame, *, eos_id: int, has_token_types:
 def _template(frame: Frame, tree: Json, eos_id: int, has_types: bool) -> Json:
     """tokenizers' TemplateProcessing; see `Frame` for what stands where."""
     end = eos_id if frame.sep_id is None else frame.sep_id
-    single: list[int | str] = ["A", end] if frame.kind == "plain" else [_known(frame.cls_id), "A", end]
+    opening = [] if frame.cls_id is None else [frame.cls_id]
+    single: list[int | str] = [*opening, "A", end]
     pair: list[int | str] = [*single, *([end] if frame.kind == "roberta" else []), "B", end]
     names = {number: _token(tree, number) for number in {*single, *pair} if isinstance(number, int)}
     return {
@@ -71,11 +72,6 @@ def _beside_offsets(before: Json | None, template: Json) -> Json:
     steps = [before] if before and before["type"] != "Sequence" else (before or {}).get("processors", [])
     kept = [step for step in steps if step["type"] == "ByteLevel"]
     return {"type": "Sequence", "processors": [*kept, template]} if kept else template
-
-
-def _known(number: int | None) -> int:
-    assert number is not None, "a frame of CLS and SEP has both"
-    return number
 
 
 def _token(tree: Json, number: int) -> str:

@@ -83,6 +83,10 @@ def _title(run: Run, rows: str, *, seconds: float) -> str:
 
 def _inspect(run: Run) -> tuple[str, list[Check]]:
     """What the title tells of the rows, and the checks."""
+    if STAGES[run.config.stage].record == "prompt":
+        return _inspect_prompts(run)
+    if STAGES[run.config.stage].record in ("preference", "feedback"):
+        return _inspect_answers(run)
     if STAGES[run.config.stage].rows != "packed":
         return _inspect_encoder(run)
     config, ranks, shards = run.config, run.ranks, run.stream.rows.shards
@@ -134,6 +138,43 @@ def _inspect_encoder(run: Run) -> tuple[str, list[Check]]:
         elif math.isfinite(loss):
             checks.append(_check_apart(run, vocab_size=shards.vocab_size))
         checks += _check_old_tokens(run)
+    return seen.told, checks
+
+
+def _inspect_answers(run: Run) -> tuple[str, list[Check]]:
+    """The same for pairs of answers, and answers with feedback."""
+    from trainer import gate_answers, gate_encoders
+
+    config, ranks, shards = run.config, run.ranks, run.stream.rows.shards
+    fingerprints, bos = ranks.on_main(lambda: _tokenizers(config, shards.tokenizer_fingerprint))
+    batches = ranks.together(lambda: _look_ahead(run))
+    ours = gate_answers.look_at(batches, eos_id=shards.eos_id, bos=bos)
+    seen = reduce(gate_answers.SeenAnswers.__add__, ranks.gather_objects(ours))
+    rows = model_rows(run.engine.model)
+    checks = gate_answers.check_answers(seen, config, shards, highest_row=rows.embedding)
+    is_fitting = all(check.is_ok for check in checks)
+    checks.append(check_fingerprints(fingerprints, shards=config.data.shards))
+    if is_fitting:
+        prepared = run.objective.prepare(batches[: len(batches) // config.gate.num_steps], is_training=True)
+        checks.append(gate_answers.check_first_loss(first_loss(run, *prepared), config))
+        first = prepared[0]
+        assert isinstance(first, ExampleBatch), "examples are not packed"
+        checks.append(gate_encoders.check_padding(run, first))
+    return seen.told, checks
+
+
+def _inspect_prompts(run: Run) -> tuple[str, list[Check]]:
+    """The same for prompts that the model is to answer itself, and for what judges its answers."""
+    from trainer import gate_prompts
+
+    config, ranks, shards = run.config, run.ranks, run.stream.rows.shards
+    fingerprints, _ = ranks.on_main(lambda: _tokenizers(config, shards.tokenizer_fingerprint))
+    batches = ranks.together(lambda: _look_ahead(run))
+    seen = gate_prompts.joined(ranks.gather_objects(gate_prompts.look_at(batches)))
+    fitting = gate_prompts.check_prompts(seen, shards, rows=model_rows(run.engine.model))
+    checks = [*fitting, check_fingerprints(fingerprints, shards=config.data.shards)]
+    if all(check.is_ok for check in fitting):
+        checks += gate_prompts.check_answers(run, batches[: len(batches) // config.gate.num_steps])
     return seen.told, checks
 
 

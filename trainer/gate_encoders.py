@@ -6,6 +6,7 @@ whose padding changes its answers.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from data_pipeline.shards.format import ShardSet
+from data_pipeline.shards.frames import num_frame_ids
 from data_pipeline.stream.batch import NO_ROW, NO_TARGET, Batch
 from data_pipeline.stream.examples import ExampleBatch
 from data_pipeline.stream.stream import AnyBatch
 from trainer.config import TrainConfig
 from trainer.gate_checks import NEW_MODEL_FACTOR, Check
+from trainer.heads import positions_of
 
 if TYPE_CHECKING:
     from trainer.model import Vocabulary
@@ -82,7 +86,7 @@ def _look_at_examples(batch: ExampleBatch, shards: ShardSet) -> Seen:
     if not batch.num_targets:
         return Seen()
     is_text = np.arange(batch.input_ids.shape[1])[None] < batch.lengths[:, None]
-    frame = 1 if shards.frame is None or shards.frame.kind == "plain" else 2
+    frame = 1 if shards.frame is None else num_frame_ids(shards.frame, num_texts=1)
     values = batch.values[batch.row_ids != NO_ROW]
     is_bad = np.isinf(values)
     classes: frozenset[int] = frozenset()
@@ -259,10 +263,9 @@ def check_loss(loss: float, config: TrainConfig, shards: ShardSet, *, has_new_he
 @torch.no_grad()
 def check_padding(run: Run, batch: ExampleBatch) -> Check:
     """More padding behind the examples moves none of their outputs; every rank looks, one finding is enough."""
-    pad_id, length = run.vocabulary.pad_id, batch.input_ids.shape[1]
-    room = max(0, min(PADDED_MORE, run.config.data.seq_len - length))
+    pad_id, room = run.vocabulary.pad_id, padding_room(run.engine.model, length=batch.input_ids.shape[1])
     wider = np.pad(batch.input_ids, ((0, 0), (0, room)), constant_values=pad_id)
-    longer = ExampleBatch(wider, batch.lengths, batch.values, batch.row_ids, batch.num_targets)
+    longer = dataclasses.replace(batch, input_ids=wider)
     was_training = run.engine.module.training
     run.engine.module.eval()
     losses = []
@@ -270,13 +273,25 @@ def check_padding(run: Run, batch: ExampleBatch) -> Check:
         run.objective.begin_step(run.engine.module, [each])
         losses.append(float(run.objective(run.engine.module, each)) / max(1, batch.num_targets))
     run.engine.module.train(was_training)
-    moved = max(run.ranks.gather_objects(abs(losses[0] - losses[1])))
+    found = run.ranks.gather_objects((abs(losses[0] - losses[1]), room))
     tolerance = PADDING_TOLERANCE[run.config.train.precision] * max(1.0, abs(losses[0]))
+    return told_padding(max(moved for moved, _ in found), room=max(room for _, room in found), tolerance=tolerance)
+
+
+def padding_room(model: nn.Module, *, length: int) -> int:
+    """How much padding is tried behind `length` ids: rows are never longer than data.seq_len, but the model's positions
+    may be."""
+    positions = positions_of(model)
+    return PADDED_MORE if positions is None else max(0, min(PADDED_MORE, positions - length))
+
+
+def told_padding(moved: float, *, room: int, tolerance: float) -> Check:
+    """What a loss that moved so far with `room` more padding says; where there was none, nothing."""
     return Check(
         name="padding says nothing",
-        value=f"the loss moves by {moved:.1e} with {room} more",
+        value=f"the loss moves by {moved:.1e} with {room} more" if room else "not checked: no position is left to pad",
         limit=f"below {tolerance:.0e}",
-        is_ok=moved < tolerance,
+        is_ok=not room or moved < tolerance,
         advice="the model attends to padding: its pad id is another one than the shards', or its attention reads no "
         "mask",
     )

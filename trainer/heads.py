@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.disk import read_object
+from trainer.errors import RunError
 from trainer.stages import Head
 
 NEW_HEAD = "has_new_head"  # an attribute of a model whose source brings no head of its kind
@@ -16,10 +17,10 @@ _ENDINGS: tuple[tuple[str, Head], ...] = (
     ("ForCausalLM", "causal_lm"),
     ("LMHeadModel", "causal_lm"),
     ("ForMaskedLM", "masked_lm"),
-    ("ForPreTraining", "masked_lm"),
     ("ForSequenceClassification", "classifier"),
 )
 
+_DISCRIMINATORS = ("ElectraForPreTraining",)
 
 # Their positions count from the pad id on.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
@@ -41,7 +42,25 @@ def auto_class(head: Head) -> Any:
 def head_of(folder: Path) -> Head:
     """The head of the model in a folder, by the class that its config.json names; a causal LM where it names none."""
     names = read_object(folder / "config.json").get("architectures") or ["ForCausalLM"]
-    return next((head for ending, head in _ENDINGS if str(names[0]).endswith(ending)), "encoder")
+    name = str(names[0])
+    if name.endswith("ForPreTraining"):  # of other classes it may be a discriminator, as ELECTRA's
+        return "masked_lm" if name == "BertForPreTraining" else "encoder"
+    return next((head for ending, head in _ENDINGS if name.endswith(ending)), "encoder")
+
+
+def check_predicts_tokens(architectures: Sequence[str] | None, *, source: str) -> None:
+    """Refuse a discriminator as a masked LM: it was trained to tell replaced tokens, and its head predicts none.
+
+    Raises:
+        RunError: the architectures of a config.json are of one.
+    """
+    name = next(iter(architectures or ()), "")
+    if name in _DISCRIMINATORS:
+        raise RunError(
+            f"model.from: {source!r} is a discriminator ({name}): it tells replaced tokens from others and predicts "
+            "none, so stage 'mlm' can't continue it; give its generator or a BERT, or begin stage 'classify' or "
+            "'embed' on it"
+        )
 
 
 def trained_whole(model: Any) -> list[str]:
@@ -79,7 +98,8 @@ def head_options(described: Any, *, head: Head, labels: Sequence[str]) -> dict[s
         described.num_labels = len(labels)
         described.id2label = dict(enumerate(labels))
         described.label2id = {label: number for number, label in enumerate(labels)}
-        described.problem_type = "single_label_classification"
+        # One output is a score: pipelines of transformers then give it as it is.
+        described.problem_type = "single_label_classification" if len(labels) > 1 else "regression"
     if head == "encoder":
         kind = auto_class(head)._model_mapping[type(described)]
         if "add_pooling_layer" in inspect.signature(kind.__init__).parameters:

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.stream.stream import Stream
 from trainer import checkpoint
+from trainer.answers import write_samples
+from trainer.config import EvaluationConfig
 from trainer.evaluate import evaluate
 from trainer.journal import Journal
 from trainer.schedule import learning_rate
@@ -64,8 +67,17 @@ def _is_finished(run: Run) -> bool:
 
 def _evaluation_due(run: Run) -> bool:
     step = run.progress.step
-    on_schedule = step % run.config.evaluation.every_steps == 0 if step > 0 else run.config.evaluation.at_start
-    return (on_schedule or _is_finished(run)) and run.progress.evaluated_step != step
+    is_due = evaluation_due(run.config.evaluation, run.stream, step=step)
+    return (is_due or _is_finished(run)) and run.progress.evaluated_step != step
+
+
+def evaluation_due(config: EvaluationConfig, stream: Stream, *, step: int) -> bool:
+    """Whether the held-out rows are scored after `step` steps, with `stream` at the next one."""
+    if step == 0:
+        return config.at_start
+    return (config.every_epoch and stream.has_ended_epoch) or (
+        config.every_steps > 0 and step % config.every_steps == 0
+    )
 
 
 def _save_due(run: Run) -> bool:
@@ -90,6 +102,9 @@ def _step(run: Run, updater: Updater, journal: Journal) -> bool:
         progress.num_skipped += 1
     else:
         progress.tokens += metrics.num_targets
+        if metrics.reason and run.ranks.is_main:
+            action = "the step ends, its updates before stand"
+            journal.event(kind="skipped_update", step=progress.step, detail=metrics.reason, action=action)
     journal.rows(micro_batches, stream=run.stream, step=progress.step + 1)
     run.stream.advance()
     progress.step += 1
@@ -125,6 +140,7 @@ def _evaluate(run: Run, journal: Journal, run_folder: Path, stop_requested: Aske
         micro_batch_sequences=micro_batch_sequences,
         stop_requested=stop_requested,
         on_batch=run.on_mark,
+        on_mark=run.on_mark,
     )
     answered = _answer(run, run_folder, stop_requested) if result is not None else None
     if result is None or answered is None:
@@ -136,7 +152,13 @@ def _evaluate(run: Run, journal: Journal, run_folder: Path, stop_requested: Aske
 
 
 def _answer(run: Run, run_folder: Path, stop_requested: Asked) -> dict[str, Any] | None:
-    """Figures of the model's answers to held-out instructions, for the evaluation's line; None where interrupted."""
+    """Figures of the model's answers to held-out instructions, for the evaluation's line; None where interrupted.
+
+    What an online stage's evaluation let the model say goes to the same folder.
+    """
+    if (samples := run.objective.samples()) and run.ranks.is_main:
+        step = run.progress.step
+        write_samples(run_folder, [{"step": step, **line} for line in samples], step=step)
     if run.config.stage != "sft" or run.config.evaluation.answers.num_rows == 0:
         return {}
     from trainer.answers import answer_heldout

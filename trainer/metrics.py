@@ -129,6 +129,8 @@ class Board:
 def console_line(line: dict[str, Any], *, max_steps: int) -> str:
     """A logged step as a person reads it."""
     parts = [f"step {line['step']:,}/{max_steps:,}", f"loss {line['loss']:.4f}", f"grad {line['grad_norm']:.3f}"]
+    if "reward" in line:
+        parts.append(f"reward {line['reward']:.3f}" + (f"  KL {line['kl']:.2f}" if "kl" in line else ""))
     parts.append(f"lr {line['lr']:.2e}")
     if "tokens_per_second" in line:
         parts.append(f"{line['tokens_per_second']:,.0f} tok/s")

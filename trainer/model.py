@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_pipeline.shards.format import read_shards
+from data_pipeline.shards.format import read_shards, read_shards_manifest
 from data_pipeline.stream.batch import Batch
 from data_pipeline.stream.examples import ExampleBatch
 from trainer.errors import RunError
-from trainer.heads import NEW_HEAD, auto_class, head_options, note_padding
+from trainer.heads import NEW_HEAD, auto_class, check_predicts_tokens, head_options, note_padding
 from trainer.initial_weights import initialize, new_model
 from trainer.model_config import ModelConfig
 from trainer.quantize import CLASSIFIER_PARTS, keep_layout, loading_options, logical_numel
@@ -70,8 +70,10 @@ class Vocabulary:
 
 def read_vocabulary(shards: Path) -> Vocabulary:
     """The tokenizer's figures that the shards' manifest keeps; `in_model` tells what a model makes of them."""
-    train = read_shards(shards, split="train")
-    return Vocabulary(size=train.vocab_size, eos_id=train.eos_id, pad_id=train.pad_id)
+    counts = read_shards_manifest(shards)["splits"]
+    # Of a test file by itself all rows are held out.
+    found = read_shards(shards, split="train" if counts["train"]["num_documents"] else "heldout")
+    return Vocabulary(size=found.vocab_size, eos_id=found.eos_id, pad_id=found.pad_id)
 
 
 def choose_attention(config: ModelConfig, *, device: torch.device, precision: str) -> KernelChoice:
@@ -328,6 +330,8 @@ def _load(
     try:
         found = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         described = AutoConfig.from_pretrained(source, **found)
+        if head == "masked_lm":
+            check_predicts_tokens(described.architectures, source=source)
         options = head_options(described, head=head, labels=labels)
         model: nn.Module
         model, told = auto_class(head).from_pretrained(

@@ -87,8 +87,7 @@ class StepPolicy:
         """The verdict on one step, before its update; remembers the step."""
         reason = self._fault(loss, grad_norm)
         if reason:
-            self._num_consecutive_skips += 1
-            self._last_reason = reason
+            self.refuse(reason)
             return Verdict(accepted=False, reason=reason)
         self._num_consecutive_skips = 0
         self._num_accepted += 1
@@ -96,6 +95,15 @@ class StepPolicy:
             self._losses.append(loss)
             self._grad_norms.append(grad_norm)
         return Verdict(accepted=True)
+
+    def refuse(self, reason: str) -> None:
+        """Remember a step that was refused before there was a loss."""
+        self._num_consecutive_skips += 1
+        self._last_reason = reason
+
+    def excuse(self) -> None:
+        """The update that was just refused ends a step of which another one was applied: no step in a row is lost."""
+        self._num_consecutive_skips = 0
 
     def begin_phase(self) -> None:
         """Other weights move from here on (new_rows.phases): the norms of those before say nothing of theirs."""

@@ -32,7 +32,7 @@ from trainer.ranks import PATIENCE, Ranks, start_ranks, stop_ranks
 from trainer.resilience import DONE, FAILED, REFUSED, STOPPED, ExitRecord, StopFlag
 from trainer.run_folder import EVALUATIONS_NAME, METRICS_NAME, RunFolder, read_lines
 from trainer.setup import Run, badness, probe_kernel, restore, set_up
-from trainer.sources import with_steps
+from trainer.sources import sampled, with_steps
 from trainer.stages import STAGES
 from trainer.watchdog import Seat, Watchdog
 
@@ -168,7 +168,9 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
     run = set_up(pin_base(config, folder.path, ranks), ranks)
     run.on_phase, run.on_mark = on_phase, on_phase.watchdog.mark
     on_phase.watchdog.follow(lambda: run.progress.step)
-    ranks.on_main(lambda: folder.bring_companions(Path(config.data.shards)))
+    ranks.on_main(lambda: folder.bring_companions(Path(config.data.shards), facts=run.objective.facts()))
+    if not _know_beginning(run, folder.path, stop=stop):
+        return ExitRecord(code=STOPPED, reason=_reason(ranks, stop), step=at_step)
     if chosen.path is None:
         run_gate(run, ranks)
     else:
@@ -190,6 +192,19 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
     reason = _reason(ranks, stop)
     _say(ranks, f"{folder.path}: stopped by {reason} after step {run.progress.step:,}; the same command goes on")
     return ExitRecord(code=STOPPED, reason=reason, step=run.progress.step)
+
+
+def _know_beginning(run: Run, folder: Path, *, stop: StopFlag) -> bool:
+    """Let the objective see the model as it begins; False where a rank was asked to stop meanwhile."""
+    size = run.config.evaluation.micro_batch_sequences
+    assert size is not None, "the config resolves it"
+    return run.objective.before_training(
+        run.engine.module,
+        folder,
+        micro_batch_sequences=size,
+        stop_requested=lambda: stop.requested,
+        on_batch=run.on_mark,
+    )
 
 
 def _begin(folder: RunFolder, run: Run, resumed: Path | None) -> None:
@@ -226,9 +241,9 @@ def _introduce(run: Run, folder: RunFolder, resumed: Path | None) -> None:
     """What is about to be trained, on what, with which kernel and why: a person reads this first."""
     config, rows = run.config, run.stream.rows
     steps, sequences = config.train.last_step, config.train.global_batch_sequences
-    apart, size, form = "packed documents are apart", "", "examples"
+    apart, size, form = "packed documents are apart (checked)", "", "examples"
     if STAGES[config.stage].rows == "examples":
-        apart = "padding says nothing"
+        apart = "examples are padded"  # what the gate looks at, at a fresh start
     else:
         size = f" x {config.data.seq_len:,} = {steps * sequences * config.data.seq_len:,} tokens"
         form = f"rows ({config.data.packing})"
@@ -238,9 +253,10 @@ def _introduce(run: Run, folder: RunFolder, resumed: Path | None) -> None:
         f"{folder.path}: {config.stage}, {run.parameters.total:,} parameters, {run.ranks.world_size} x "
         f"{_device_name(run.ranks)}, engine {engine}, {config.train.precision}",
         *_tuning(run),
-        f"  attention {run.kernel.kernel}: {run.kernel.reason}; {apart} (checked)",
+        f"  attention {run.kernel.kernel}: {run.kernel.reason}; {apart}",
         f"  {steps:,} steps of {sequences:,}{size}: {epochs:.2f} epochs of {rows.num_rows:,} {form}",
         *_left_out(run),
+        *(f"  {line}" for line in sampled(config)),
         f"  from step {run.progress.step:,}: {resumed}" if resumed is not None else "  a new run",
         *([f"  {run.reshaped}: each rank reads its own part"] if run.reshaped else []),
         *(f"  {line}" for line in unread_keys(config)),

@@ -56,6 +56,10 @@ MAY_DIFFER = (
     "evaluation.best_by",
     "evaluation.micro_batch_sequences",
     "evaluation.answers.",
+    "ppo.num_shown",
+    "ppo.generation_batch_sequences",
+    "grpo.num_shown",
+    "grpo.generation_batch_sequences",
     "gate.",
     "checkpoint.",
     "logging.",
@@ -163,14 +167,17 @@ class RunFolder:
         """Why the last attempt ended; None where it was killed, or still runs."""
         return read_exit(self.path)
 
-    def bring_companions(self, shards: Path) -> None:
+    def bring_companions(self, shards: Path, *, facts: Mapping[str, Any] | None = None) -> None:
         """Copy the tokenizer and the template that made the shards, so that the run can be talked to without them.
 
-        Of examples the classes and the frame too, which only the manifest tells.
+        Of examples the classes and the frame too, which only the manifest tells, and `facts` of its objective.
         """
         manifest = read_shards_manifest(shards)
         if manifest.get("frame"):
-            told = {key: manifest[key] for key in ("frame", "num_sequences", "labels") if key in manifest}
+            told: dict[str, Any] = {
+                key: manifest[key] for key in ("frame", "num_sequences", "labels") if key in manifest
+            }
+            told |= {"num_texts": num_texts_of(manifest), **(facts or {})}
             disk.write_json(self.path / EXAMPLES_NAME, told)
         for entry in manifest.get("companions", []):
             data, target = (shards / entry["name"]).read_bytes(), self.path / entry["name"]
@@ -182,6 +189,14 @@ class RunFolder:
         """What lies beside the weights, so that a checkpoint can be read without its run folder."""
         names = (CONFIG_NAME, ENVIRONMENT_NAME, BASE_NAME, EXAMPLES_NAME)
         return {name: (self.path / name).read_bytes() for name in names if (self.path / name).is_file()}
+
+
+def num_texts_of(manifest: Mapping[str, Any]) -> int:
+    """How many texts each row of train has; 0 where rows differ, or where the shards do not tell."""
+    if manifest["record"] == "pair":
+        return int(manifest["num_sequences"])
+    train = manifest["splits"]["train"]
+    return {0: 1, train["num_documents"]: 2}.get(train.get("num_two_texts"), 0)
 
 
 def _readable(value: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import nn
 
 from data_pipeline import disk
 from data_pipeline.config import load
+from data_pipeline.shards.format import FRAMED
 from data_pipeline.stage import MANIFEST_NAME, fingerprint
 from trainer import checkpoint
 from trainer.adapter import add_adapter
@@ -27,7 +28,7 @@ from trainer.config import TrainConfig
 from trainer.engine import load_weights
 from trainer.errors import RunError
 from trainer.heads import own_parts
-from trainer.locate import ADAPTER_CONFIG_NAME, DEFAULT_ROOT, locate
+from trainer.locate import ADAPTER_CONFIG_NAME, BEST, DEFAULT_ROOT, LAST, Choice, choose_checkpoint, locate
 from trainer.merge import merge_in_place, unpack
 from trainer.model import Kernel, Vocabulary, choose_attention, make_model, read_vocabulary
 from trainer.model_config import ModelConfig
@@ -35,8 +36,9 @@ from trainer.new_rows import RowsPlan, fold, install, plan_of, zeros
 from trainer.new_rows_export import install_peft_rows
 from trainer.quantize import QuantizationConfig, is_packed
 from trainer.quiet import bars_on_terminals_only
-from trainer.run_folder import CONFIG_NAME
+from trainer.run_folder import CONFIG_NAME, EVALUATIONS_NAME, read_lines
 from trainer.saved_head import head_of_saved, saved_head
+from trainer.stages import STAGES
 
 if TYPE_CHECKING:
     from data_pipeline.templates import Template
@@ -54,12 +56,16 @@ DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat1
 
 @dataclass(frozen=True)
 class Saved:
-    """Where a model lies. `config` and `step` are None for a plain model folder."""
+    """Where a model lies. `config` and `step` are None for a plain model folder.
+
+    `told`: which checkpoint of a run it is, and why, for a person; "" where there was none to choose.
+    """
 
     path: Path
     config: TrainConfig | None
     checkpoint: Path | None
     run_folder: Path | None
+    told: str = ""
 
     @property
     def step(self) -> int | None:
@@ -72,11 +78,15 @@ class Saved:
         return folder if folder is not None and folder.is_dir() else None
 
 
-def find_saved(name: str | Path) -> Saved:
+def find_saved(name: str | Path, *, checkpoint: str | None = LAST) -> Saved:
     """What `name` means: a run folder, its name under runs/, a checkpoint folder, or a model or adapter folder.
 
+    Args:
+        checkpoint: which one of a run: "last", "best" or a step. None, for what people ask of a finished model: the
+            best of what learnt from labels or pairs, the last of others.
+
     Raises:
-        RunError: none of these, or a run without a complete checkpoint.
+        RunError: none of these, or a run without that checkpoint.
     """
     place = locate(name)
     if place is None:
@@ -84,11 +94,34 @@ def find_saved(name: str | Path) -> Saved:
             f"{name}: not a run folder (config.yaml), nor a run under {DEFAULT_ROOT}/, nor a checkpoint (COMPLETE), "
             "nor a model folder (config.json, adapter_config.json); check the path"
         )
-    if place.kind == "model":
-        return Saved(place.path, None, None, None)
-    if (found := place.checkpoint) is None:
+    if place.kind != "run":
+        choose_checkpoint(place, checkpoint)
+        config = _config_in(place.path) if place.kind == "checkpoint" else None
+        return Saved(place.path, config, place.checkpoint, place.run_folder)
+    if place.checkpoint is None:
         raise RunError(f"{place.path}: no complete checkpoint yet; train it first, or name a model folder")
-    return Saved(place.path, _config_in(place.path), found, place.run_folder)
+    config = _config_in(place.path)
+    prefers_best = STAGES[config.stage].record in FRAMED
+    chosen = choose_checkpoint(place, checkpoint, prefers_best=prefers_best)
+    assert chosen is not None, "it has a checkpoint"
+    told = _told(chosen, config, place.path) if prefers_best or checkpoint not in (None, LAST) else ""
+    return Saved(place.path, config, chosen.path, place.run_folder, told)
+
+
+def _told(chosen: Choice, config: TrainConfig, run: Path) -> str:
+    """Which step it is, its figure, and what else there is to take."""
+    figures = next((line for line in read_lines(run / EVALUATIONS_NAME) if line["step"] == chosen.step), {})
+    value = figures.get(config.best_by)
+    figure = f", {config.best_by} {value:.4f}" if isinstance(value, float) else ""
+    is_last = chosen.step == chosen.last_step
+    if chosen.step == chosen.best_step:
+        newest = "it is the newest too" if is_last else f"the newest is step {chosen.last_step:,} (--checkpoint {LAST})"
+        return f"{run}: step {chosen.step:,}, the best by {config.best_by} (최고){figure}; {newest}"
+    best = "no evaluation tells yet which is the best"
+    if chosen.best_step >= 0:
+        kept = f"(--checkpoint {BEST})" if chosen.has_best else "and is not kept (checkpoint.keep_best)"
+        best = f"the best by {config.best_by} is step {chosen.best_step:,} {kept}"
+    return f"{run}: step {chosen.step:,}{', the newest (최신)' if is_last else ''}{figure}; {best}"
 
 
 def _config_in(folder: Path) -> TrainConfig:

@@ -18,7 +18,7 @@ from trainer.errors import RunError
 from trainer.heads import head_of
 from trainer.locate import ADAPTER_CONFIG_NAME
 from trainer.run_folder import EXAMPLES_NAME
-from trainer.stages import STAGES, Head
+from trainer.stages import REWARD_LABELS, STAGES, Head
 
 if TYPE_CHECKING:
     from trainer.saved import Saved
@@ -39,9 +39,13 @@ class SavedHead:
     num_sequences: int = 0
     seq_len: int = 0
     """Ids of a sequence in training; 0 where nothing says it."""
+    num_texts: int = 0
+    """Of a row in training; 0 where they differed, or where nothing says it."""
+    class_weights: tuple[float, ...] = ()
+    """That a classifier's loss was weighted by, () where it was not."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"labels": list(self.labels)}
+        return asdict(self) | {"labels": list(self.labels), "class_weights": list(self.class_weights)}
 
 
 def head_of_saved(saved: Saved) -> Head:
@@ -68,14 +72,24 @@ def saved_head(saved: Saved) -> SavedHead:
         return SavedHead(head)
     told = _told(saved)
     labels = tuple(told.get("labels") or ())
+    seq_len = saved.config.data.seq_len if saved.config is not None else int(told.get("seq_len", 0))
+    if labels == REWARD_LABELS or (saved.config is not None and saved.config.stage == "reward"):
+        return SavedHead(head, REWARD_LABELS, None, int(told.get("num_sequences", 0)), seq_len)
     if head == "classifier" and not labels:
         raise RunError(
             f"{saved.path}: a classifier, but nothing here names its classes ({EXAMPLES_NAME}, {MANIFEST_NAME}, or "
             "id2label of config.json); restore the file, or the shards that it was trained on"
         )
     frame = Frame(**told["frame"]) if told.get("frame") else find_frame(tokenizer_folder(saved))
-    seq_len = saved.config.data.seq_len if saved.config is not None else int(told.get("seq_len", 0))
-    return SavedHead(head, labels, frame, int(told.get("num_sequences", 0)), seq_len)
+    return SavedHead(
+        head,
+        labels,
+        frame,
+        num_sequences=int(told.get("num_sequences", 0)),
+        seq_len=seq_len,
+        num_texts=int(told.get("num_texts", 0)),
+        class_weights=tuple(told.get("class_weights") or ()),
+    )
 
 
 def _told(saved: Saved) -> Mapping[str, Any]:

@@ -43,6 +43,11 @@ class ScheduleConfig(Config):
     warmup_steps: int = Field(default=100, ge=0)
     decay_steps: int = Field(default=0, ge=0)
 
+    @property
+    def num_fixed_steps(self) -> int:
+        """Steps that warm-up and decay take of any run."""
+        return self.warmup_steps + (self.decay_steps if self.kind == "wsd" else 0)
+
 
 def learning_rate(schedule: ScheduleConfig, *, step: int, max_steps: int) -> float:
     """The rate of the update number `step`, counted from 0; the last one is number max_steps - 1."""

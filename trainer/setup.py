@@ -43,10 +43,12 @@ from trainer.new_rows_setup import add_rows, find_new_tokens, without
 from trainer.objectives.choose import make_objective
 from trainer.objectives.objective import Objective
 from trainer.pieces import PIECES_NAME, has_pieces
+from trainer.policy_config import ONLINE
 from trainer.ranks import Ranks
 from trainer.resilience import StepPolicy
 from trainer.sources import check_stage, open_heldout, open_stream
-from trainer.stages import HIGHER_IS_BETTER, STAGES
+from trainer.stages import HIGHER_IS_BETTER, REWARD_LABELS, STAGES
+from trainer.value_head import add_value_head, silence_dropout
 
 STATE_FORMAT = 1
 
@@ -67,6 +69,14 @@ class Progress:
     best_step: int = -1
     best_loss: float | None = None
     """Of the best step: the loss, or minus the figure of `evaluation.best_by` of which more is better."""
+
+    @classmethod
+    def resumed(cls, saved: Mapping[str, Any], *, best_by: str) -> Progress:
+        """Of a state.json; where the best was told by another figure, which can't be compared, it is open again."""
+        found = cls(**saved["progress"])
+        if saved.get("best_by", best_by) != best_by:
+            found.best_step, found.best_loss = -1, None
+        return found
 
     @property
     def num_updates(self) -> int:
@@ -119,9 +129,11 @@ class Run:
         return {
             "format_version": STATE_FORMAT,
             "stage": self.config.stage,
+            "best_by": self.config.best_by,
             "progress": vars(self.progress).copy(),
             "stream": self.stream.state_dict(),
             "policy": self.policy.state_dict(),
+            "objective": self.objective.state_dict(),
             "engine": engine_identity(self.config, self.ranks),
             "base": None if self.base is None else self.base.as_dict(),
             "new_rows": None if self.new_rows is None else self.new_rows.as_dict(),
@@ -131,9 +143,10 @@ class Run:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue after `saved`; the engine's own part is loaded by `restore`."""
+        self.objective.load_state_dict(saved.get("objective", {}))
         self.stream.load_state_dict(saved["stream"])
         self.policy.load_state_dict(saved["policy"])
-        self.progress = Progress(**saved["progress"])
+        self.progress = Progress.resumed(saved, best_by=self.config.best_by)
 
 
 def badness(config: TrainConfig, figures: Mapping[str, Any]) -> float:
@@ -142,7 +155,7 @@ def badness(config: TrainConfig, figures: Mapping[str, Any]) -> float:
     Raises:
         RunError: the stage's evaluations have no such figure.
     """
-    name = config.evaluation.best_by or STAGES[config.stage].best
+    name = config.best_by
     value = figures.get(name)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         have = ", ".join(key for key, found in figures.items() if isinstance(found, float))
@@ -262,7 +275,7 @@ def make_trainable_model(
             device=ranks.device,
             storage=trained if config.engine.kind == "deepspeed" else torch.uint8,
             head=head,
-            labels=read_shards(Path(config.data.shards), split="train").labels if head == "classifier" else (),
+            labels=head_labels(config),
         )
         if config.adapter is not None:
             add_adapter(model, config.adapter, seed=config.seed, dtype=trained, head=head)
@@ -270,6 +283,10 @@ def make_trainable_model(
             tokenizer = tokenizer_folder(Path(config.data.shards))
             rows = {"vocabulary": vocabulary, "tokenizer": tokenizer, "dtype": trained, "seed": config.seed}
             add_rows(model, config.new_rows, new, **rows)  # type: ignore[arg-type]
+        if config.stage in ONLINE:
+            silence_dropout(model)
+        if config.stage == "ppo":
+            add_value_head(model, dtype=trained)
         return model
 
     with loading_in_slices(config):
@@ -278,6 +295,13 @@ def make_trainable_model(
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     return model.train()
+
+
+def head_labels(config: TrainConfig) -> tuple[str, ...]:
+    """What the outputs of a classifier's head are called; () of other heads."""
+    if config.stage == "reward":
+        return REWARD_LABELS
+    return read_shards(Path(config.data.shards), split="train").labels if config.stage == "classify" else ()
 
 
 def trained_dtype(config: TrainConfig) -> torch.dtype:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline.shards.format import read_shards, read_shards_manifest
 from data_pipeline.stream.evaluation import EvaluationSet
@@ -60,33 +61,50 @@ def open_stream(config: TrainConfig, ranks: Ranks) -> Stream:
     )
 
 
-def open_heldout(config: TrainConfig) -> HeldOut:
-    """The rows that the run is evaluated on."""
+def open_heldout(config: TrainConfig, *, documents: NDArray[np.int64] | None = None) -> HeldOut:
+    """The rows that the run is evaluated on, or those of `documents`, ascending numbers in the split.
+
+    Raises:
+        NothingToScoreError: none of them has a target that fits.
+    """
     shards, form = Path(config.data.shards), STAGES[config.stage].rows
     seq_len, count = config.data.seq_len, config.evaluation.max_documents
     if form == "examples":
-        return ExampleSet(shards, split="heldout", seq_len=seq_len, max_documents=count)
+        return ExampleSet(shards, split="heldout", seq_len=seq_len, max_documents=count, documents=documents)
     if form == "framed":
         from data_pipeline.stream.framed import FramedSet
 
-        return FramedSet(shards, split="heldout", seq_len=seq_len, max_documents=count)
-    return EvaluationSet(shards, split="heldout", seq_len=seq_len, max_documents=count)
+        return FramedSet(shards, split="heldout", seq_len=seq_len, max_documents=count, documents=documents)
+    return EvaluationSet(shards, split="heldout", seq_len=seq_len, max_documents=count, documents=documents)
+
+
+def sampled(config: TrainConfig) -> list[str]:
+    """A line where evaluations score a part of what is held out."""
+    most, of_all = config.evaluation.max_documents, read_shards(Path(config.data.shards), split="heldout").num_documents
+    if most is None or most >= of_all:
+        return []
+    return [f"evaluations score {most:,} of {of_all:,} held-out rows (evaluation.max_documents; null: 전부, all)"]
 
 
 def with_steps(config: TrainConfig) -> TrainConfig:
-    """`config` with its epochs counted in steps: `train.num_epochs`, and `evaluation.every_epoch`.
+    """`config` with the length of its run in steps, where it is told by `train.num_epochs`.
 
     Raises:
-        RunError, StageError: the shards are not those of the stage, or hold no row.
+        RunError, StageError: the shards are not those of the stage, hold no row, or make fewer steps than the schedule
+            needs.
     """
-    train, evaluation = config.train, config.evaluation
-    if train.num_epochs is None and not evaluation.every_epoch:
+    train, schedule = config.train, config.train.schedule
+    if train.num_epochs is None:
         return config
     check_stage(config.stage, Path(config.data.shards))
-    of_epoch = open_source(config, build=True).num_rows / train.global_batch_sequences
-    if train.num_epochs is not None:
-        steps = max(1, math.ceil(train.num_epochs * of_epoch))
-        train = train.model_copy(update={"max_steps": steps, "num_epochs": None})
-    if evaluation.every_epoch:
-        evaluation = evaluation.model_copy(update={"every_steps": max(1, math.ceil(of_epoch))})
-    return config.model_copy(update={"train": train, "evaluation": evaluation})
+    num_rows = open_source(config, build=True).num_rows
+    steps = max(1, math.ceil(train.num_epochs * num_rows / train.global_batch_sequences))
+    # Of one step the warm-up is all there is.
+    if schedule.num_fixed_steps > steps or schedule.warmup_steps >= steps > 1:
+        decay = f" + decay_steps {schedule.decay_steps:,}" if schedule.kind == "wsd" else ""
+        raise RunError(
+            f"train.schedule: warmup_steps {schedule.warmup_steps:,}{decay} leave nothing of the {steps:,} steps that "
+            f"train.num_epochs {train.num_epochs:g} makes of {num_rows:,} rows in steps of "
+            f"{train.global_batch_sequences:,}; shorten them, such as train.schedule.warmup_steps={steps // 10}"
+        )
+    return config.model_copy(update={"train": train.model_copy(update={"max_steps": steps, "num_epochs": None})})

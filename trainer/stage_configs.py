@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data_pipeline.config import Config
+from trainer.policy_config import GrpoConfig, PpoConfig
+from trainer.preference_config import CpoConfig, DpoConfig, KtoConfig, OrpoConfig, RewardConfig
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -57,4 +59,15 @@ class EmbedConfig(Config):
 # The key that each loss alone reads.
 LOSS_KEYS = {"in_batch": "temperature", "cosine": "max_score", "triplet": "margin"}
 
-STAGE_CONFIGS: dict[str, type[Config]] = {"mlm": MlmConfig, "classify": ClassifyConfig, "embed": EmbedConfig}
+STAGE_CONFIGS: dict[str, type[Config]] = {
+    "mlm": MlmConfig,
+    "classify": ClassifyConfig,
+    "embed": EmbedConfig,
+    "dpo": DpoConfig,
+    "orpo": OrpoConfig,
+    "cpo": CpoConfig,
+    "kto": KtoConfig,
+    "reward": RewardConfig,
+    "ppo": PpoConfig,
+    "grpo": GrpoConfig,
+}

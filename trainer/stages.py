@@ -10,7 +10,7 @@ from typing import Literal
 
 from data_pipeline.shards.format import RecordKind
 
-Stage = Literal["pretrain", "sft", "mlm", "classify", "embed"]
+Stage = Literal["pretrain", "sft", "mlm", "classify", "embed", "dpo", "orpo", "cpo", "kto", "reward", "ppo", "grpo"]
 Head = Literal["causal_lm", "masked_lm", "classifier", "encoder"]
 RowForm = Literal["packed", "framed", "examples"]
 
@@ -30,6 +30,7 @@ class StageKind:
     best: str = "loss"
 
 
+_ONLINE = ("loss", "reward", "reward_std", "kl", "entropy", "answer_length", "ended_share")
 STAGES: dict[Stage, StageKind] = {
     "pretrain": StageKind("document", "causal_lm", "packed", ("loss", "bits_per_byte")),
     "sft": StageKind("instruction", "causal_lm", "packed", ("loss", "bits_per_byte")),
@@ -43,10 +44,22 @@ STAGES: dict[Stage, StageKind] = {
         "examples",
         ("loss", "spearman", "pearson", "recall_at_1", "recall_at_10", "mrr", "triplet_accuracy"),
     ),
+    "dpo": StageKind("preference", "causal_lm", "examples", ("loss", "margin", "accuracy"), best="accuracy"),
+    "orpo": StageKind("preference", "causal_lm", "examples", ("loss", "margin", "accuracy"), best="accuracy"),
+    "cpo": StageKind("preference", "causal_lm", "examples", ("loss", "margin", "accuracy"), best="accuracy"),
+    "kto": StageKind(
+        "feedback", "causal_lm", "examples", ("loss", "margin", "accuracy", "pair_accuracy"), best="accuracy"
+    ),
+    "reward": StageKind("preference", "classifier", "examples", ("loss", "margin", "accuracy"), best="accuracy"),
+    "ppo": StageKind("prompt", "causal_lm", "examples", _ONLINE, best="reward"),
+    "grpo": StageKind("prompt", "causal_lm", "examples", _ONLINE, best="reward"),
 }
+
+# The one output of a reward model's head.
+REWARD_LABELS = ("reward",)
 
 # Figures of which more is better; of all others less is.
 HIGHER_IS_BETTER = frozenset(
     {"accuracy", "macro_f1", "binary_f1", "masked_accuracy", "exact_match", "spearman", "pearson"}
-    | {"recall_at_1", "recall_at_10", "mrr", "triplet_accuracy"}
+    | {"recall_at_1", "recall_at_10", "mrr", "triplet_accuracy", "margin", "pair_accuracy", "reward"}
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from data_pipeline.stream.stream import AnyBatch
 from trainer.engine import Engine
+from trainer.errors import BadRollout
 from trainer.objectives.objective import Objective
 from trainer.ranks import Ranks
 from trainer.resilience import StepPolicy
@@ -17,6 +20,8 @@ from trainer.resilience import StepPolicy
 @dataclass(frozen=True)
 class StepMetrics:
     """What one step measured, equal on all ranks. `stop_requested`: some rank has a signal.
+
+    `reason`: why it was `skipped`, or of several updates the last ones were.
 
     `num_inputs`: places that were computed, over all ranks. `figures`: what the objective tells beside the loss.
     """
@@ -56,12 +61,31 @@ class Updater:
     def step(self, micro_batches: Sequence[AnyBatch], *, number: int, lr: float) -> StepMetrics:
         """Apply the update `number`, or refuse it with every weight, moment and schedule as it was.
 
+        A stage that makes several over its rows ends at the first that is refused. Those before it stand, and so does
+        the step where there is one: it is told why it ended early.
+
         `micro_batches`: this rank's share; every rank brings the same number of them, some perhaps without targets.
         """
         seed_step(self.seed, step=number, rank=self.ranks.rank)
         objective = self.objective
         prepared = objective.prepare(micro_batches, is_training=True)
-        totals = self._totals(prepared)
+        try:
+            collected = objective.collect(self.engine.module, prepared, step=number, on_mark=self.on_mark)
+        except BadRollout as error:
+            self.policy.refuse(str(error))
+            stop = self.ranks.any(self.stop_requested())
+            return StepMetrics(math.nan, math.nan, 0, skipped=True, reason=str(error), stop_requested=stop)
+        totals = self._totals(collected)
+        updates: list[StepMetrics] = []
+        while len(updates) < objective.num_passes and not (updates and updates[-1].skipped):
+            updates.append(self._update(collected, totals, lr=lr))
+        if len(updates) > 1 and updates[-1].skipped:
+            self.policy.excuse()
+        return _joined(updates, num_passes=objective.num_passes)
+
+    def _update(self, prepared: Sequence[AnyBatch], totals: _Totals, *, lr: float) -> StepMetrics:
+        """One pass over the rows of a step, and its update or refusal."""
+        objective = self.objective
         objective.begin_step(self.engine.module, prepared)
         sums = torch.zeros(1 + len(objective.sum_names), dtype=torch.float64, device=self.ranks.device)
         for batch in prepared:
@@ -99,6 +123,24 @@ class Updater:
         told = dict(zip(self.objective.sum_names, others, strict=True))
         figures = self.objective.figures(told, num_targets=totals.num_targets)
         return loss_sum / totals.weight, figures, stop > 0
+
+
+def _joined(updates: Sequence[StepMetrics], *, num_passes: int) -> StepMetrics:
+    """The updates of one step as one: means over those that were applied, and their largest norm."""
+    last, applied = updates[-1], [update for update in updates if not update.skipped]
+    if num_passes == 1:
+        return last
+    reason = f"update {len(updates)} of {num_passes} of the step: {last.reason}" if last.skipped else ""
+    if not applied:
+        return replace(last, reason=reason)
+    return replace(
+        applied[-1],
+        loss=statistics.fmean(update.loss for update in applied),
+        grad_norm=max(update.grad_norm for update in applied),
+        reason=reason,
+        stop_requested=any(update.stop_requested for update in updates),
+        figures={name: statistics.fmean(update.figures[name] for update in applied) for name in last.figures},
+    )
 
 
 def seed_step(seed: int, *, step: int, rank: int) -> None:

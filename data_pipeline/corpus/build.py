@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,7 +29,7 @@ from data_pipeline.corpus.staging import Staging
 from data_pipeline.corpus.tally import Tally
 from data_pipeline.stage import Manifest, StageError, Task
 
-FORMAT_VERSION = 2  # of the code that turns equal inputs into equal bytes; one more rebuilds every corpus
+FORMAT_VERSION = 3  # of the code that turns equal inputs into equal bytes; one more rebuilds every corpus
 STAGING = ".staging"
 _OUR_FILES = (staging.LISTING_NAME, stage.MANIFEST_NAME)
 BUCKET_INPUT_BYTES = 256 << 20  # of compressed input; at 25 bytes a document its digests stay below 1 GB
@@ -42,11 +42,14 @@ class CorpusConfig(Config):
     output: Path
     record: RecordName = Field(
         default="document",
-        description="what a row is: a text, turns of questions and answers, texts with a label, or texts that belong "
-        "together, with a score where they have one",
+        description="what a row is: a text, turns of questions and answers, texts with a label, texts that belong "
+        "together, a better and a worse answer, an answer that was judged, or a question alone",
     )
     task_bytes: int = Field(
         default=256 << 20, gt=0, description="input bytes a task; a larger zip or JSONL file is split"
+    )
+    duplicates: Literal["drop", "keep"] = Field(
+        default="drop", description="rows that train repeats, or that are held out too; what is held out always stays"
     )
     limits: ExpansionLimits = ExpansionLimits()
     min_text_share: float = Field(
@@ -150,8 +153,13 @@ class CorpusBuild:
                 sizes = {"num_parts": spec["num_parts"], "num_buckets": spec["num_buckets"]}
                 staging.find_repeats(places, spec["bucket"], **sizes, record=self.config.record)
             case "write":
-                sizes = {"num_buckets": spec["num_buckets"]}
-                staging.write_part(places, spec["part"], **sizes, record=self.config.record)
+                staging.write_part(
+                    places,
+                    spec["part"],
+                    num_buckets=spec["num_buckets"],
+                    record=self.config.record,
+                    keeps_duplicates=self.config.duplicates == "keep",
+                )
 
     def finish(self) -> Manifest:
         if self.is_done():
@@ -180,11 +188,20 @@ class CorpusBuild:
 
     def _manifest(self, tally: Tally, written: list[dict[str, Any]]) -> Manifest:
         num_records = sum(result["counts"].get("num_records", 0) for result in written)
-        num_duplicates = sum(result["counts"].get("duplicate", 0) for result in written)
-        tally.records.update(kept=num_records, dropped=num_duplicates)
-        tally.dropped.update(duplicate=num_duplicates)
+
+        def total(name: str) -> int:
+            return sum(result["counts"].get(name, 0) for result in written)
+
+        # The second is told only where there are any.
+        repeats = {"duplicate": total("duplicate"), staging.ALSO_HELD_OUT: total(staging.ALSO_HELD_OUT)}
+        repeats = {name: count for name, count in repeats.items() if count or name == "duplicate"}
+        is_dropped = self.config.duplicates == "drop"
+        tally.records.update(kept=num_records, dropped=sum(repeats.values()) if is_dropped else 0)
+        (tally.dropped if is_dropped else tally.changed).update(repeats)
         for change in ("repeated_id", *staging.contradictions(self.config.record)):
-            tally.changed.update({change: sum(result["counts"].get(change, 0) for result in written)})
+            tally.changed.update({change: total(change)})
+        if again := total(staging.AGAIN):
+            tally.changed.update({staging.AGAIN: again})
         account = tally.to_tree()
         counts = {"kept": num_records, "dropped": account["dropped"], "rejected": account["rejected"]}
         counts |= {"passed_over": account["passed_over"], "changed": account["changed"]}
@@ -208,6 +225,7 @@ class CorpusBuild:
             "counts": counts,
             "accounting": {key: account[key] for key in ("items", "item_bytes", "records")},
             "sources": _add_sources(written),
+            **({"heldout": _heldout_of(account, num_records=held)} if (held := total("heldout")) else {}),
             "config": to_tree(self.config),
             "encodings": account["encodings"],
             "archives": {"num_found": num_archives, "num_lost": num_lost},
@@ -303,6 +321,13 @@ class CorpusBuild:
 
     def _num_buckets(self) -> int:
         return 1 + self.listing.num_bytes // BUCKET_INPUT_BYTES
+
+
+def _heldout_of(account: dict[str, Any], *, num_records: int) -> dict[str, Any]:
+    """What is never trained on: the records that were kept, and by why the files and the records that were read."""
+    files = account["heldout_files"]
+    reasons = {why: {"num_files": files.get(why, 0), "num_records": count} for why, count in account["heldout"].items()}
+    return {"num_records": num_records, "reasons": reasons}
 
 
 def _advice(passed_over: dict[str, int]) -> str:

@@ -6,6 +6,7 @@ A record is told by its `Cell`s: columns of `records.SCHEMAS` and what may stand
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,8 @@ from data_pipeline.corpus.text import normalise
 from data_pipeline.corpus.turns import FaultyRowError
 
 Value = str | float | None
+
+_WHOLE_DECIMAL = re.compile(r"-?[0-9]+\.0+")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def to_example(
             if value is None and not cell.may_be_empty:
                 raise _empty(cell, named[cell.name], is_pair=num_texts > 1)
             changes += changed
+            if cell.kind == "label" and str(value) in options.label_names:
+                value = options.label_names[str(value)]
         else:
             value = None
         found[cell.name] = value
@@ -114,7 +119,10 @@ def _text(value: Any, column: str) -> tuple[Value, tuple[str, ...]]:
 
 
 def _label(value: Any, column: str) -> tuple[Value, tuple[str, ...]]:
-    """A class by its name: of a number its digits (0, 0.0 and "0" are one class), of a string what spaces surround."""
+    """A class by its name: of a whole number its digits (0, 0.0, "0" and "0.0" are one), else what spaces surround.
+
+    pandas writes the labels of a column with one empty cell as 0.0 and 1.0.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None, ()
     if isinstance(value, bool):
@@ -130,7 +138,11 @@ def _label(value: Any, column: str) -> tuple[Value, tuple[str, ...]]:
         raise FaultyRowError("bad_label", f"{column!r} is a {type(value).__name__}, not a string or a whole number")
     text, changes = normalise(value)
     label = text.strip()
-    return label or None, changes + (("label_stripped",) if label != text and label else ())
+    if label != text and label:
+        changes += ("label_stripped",)
+    if _WHOLE_DECIMAL.fullmatch(label):
+        return str(int(label.partition(".")[0])), (*changes, "label_folded")
+    return label or None, changes
 
 
 def _score(value: Any, column: str) -> tuple[Value, tuple[str, ...]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import codecs
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, BinaryIO
 
 from data_pipeline.corpus.aihub import UnknownSchemaError, select
@@ -21,6 +23,7 @@ from data_pipeline.corpus.records import Found, Reject
 from data_pipeline.corpus.sources import InputConfig
 from data_pipeline.corpus.turns import FaultyRowError
 
+MAX_FORMS_NAMED = 12
 MAX_ROOT_BYTES = 16 << 20  # of a JSON file that is one row; a larger one is none
 _OPTIONAL_KEYS = ("input", "system", "id")  # of the columns: what a row may do without
 
@@ -93,7 +96,8 @@ class FormTable:
             )
         wanted = [name for _, name in form.columns if name] + [*form.metadata.values(), *options.metadata_columns, "id"]
         wanted += form.keys
-        return [name for name in names if name in {first_key(path, names) for path in wanted}]
+        chosen = {key for path in wanted for key in keys_of(path, names)}
+        return [name for name in names if name in chosen]
 
     def to_record(self, row: Mapping[str, Any], options: InputConfig, position: int, *, root: str = "") -> Found:
         """What is in `row`, or why there is nothing."""
@@ -140,8 +144,9 @@ class FormTable:
             yield self._root_row(stream, options, keys=list(unfit))
 
     def known_forms(self) -> str:
-        """The keys of every form, for a person."""
-        return ", ".join("/".join(name for _, name in form.needed) for form in self.forms if not form.root)
+        """The keys of the first forms, for a person."""
+        named = list(dict.fromkeys("/".join(name for _, name in form.needed) for form in self.forms if not form.root))
+        return ", ".join(named[:MAX_FORMS_NAMED]) + (", …" if len(named) > MAX_FORMS_NAMED else "")
 
     def _forms(self, options: InputConfig) -> tuple[Form, ...]:
         return self.forms if options.columns is None else _form_of_config(options.columns)
@@ -174,13 +179,44 @@ def _form_of_config(columns: Columns) -> tuple[Form, ...]:
 
 
 def first_key(path: str, keys: Iterable[str]) -> str:
-    """The column that `path` begins with: itself where a column is so called."""
+    """The first of `keys_of`."""
+    if "*" in path:
+        return keys_of(path, keys)[0]
     return path if path in keys else path.partition(".")[0].rstrip("[]")
+
+
+def keys_of(path: str, keys: Iterable[str]) -> list[str]:
+    """The columns that `path` begins with: itself where a column is so called, and one unless there is a * in it.
+
+    >>> keys_of("answer_*.text", ["answer_10", "answer_9", "question"])
+    ['answer_9', 'answer_10']
+    """
+    names = list(keys)
+    if path in names:
+        return [path]
+    head = path.partition(".")[0].rstrip("[]")
+    fitting = [name for name in names if fnmatchcase(name, head)] if "*" in head else []
+    return sorted(fitting, key=_by_number) or [head]
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
     """What stands at a column, or at a path into one; None where nothing does."""
     return row[path] if path in row else next(select(row, path), None)
+
+
+def values_at(row: Mapping[str, Any], path: str) -> Any:
+    """All that stands at a path with `[]` or `*` in it, as a list; at another path what `value_at` finds."""
+    if path in row or not ("*" in path or "[]" in path):
+        return value_at(row, path)
+    if "*" not in path:
+        return list(select(row, path))
+    rest = path.partition(".")[2]
+    held = [row.get(key) for key in keys_of(path, row)]
+    return [value_at(each, rest) if rest and isinstance(each, Mapping) else each for each in held]
 
 
 def _unfit(key: str, offset: int) -> Reject:

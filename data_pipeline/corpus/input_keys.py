@@ -10,11 +10,24 @@ from data_pipeline.corpus.mapping import Columns
 from data_pipeline.corpus.records import RecordName
 from data_pipeline.corpus.sources import InputConfig
 
+# Keys of classes, and of answers that are compared, and the records that they are for.
+_OF_RECORDS: dict[str, tuple[RecordName, ...]] = {
+    "label_names": ("label",),
+    "pairs": ("preference",),
+    "ties": ("preference", "feedback"),
+    "min_margin": ("preference", "feedback"),
+}
+
 
 def unfit_keys(record: RecordName, index: int, options: InputConfig) -> Iterator[str]:
     """The keys of an input that mean nothing to records of this kind, each with what to set instead."""
     if options.columns is not None:
         yield from _unfit_columns(record, f"inputs.{index}.columns", options.columns)
+    for key, records in _OF_RECORDS.items():
+        value = getattr(options, key)
+        if record not in records and value != InputConfig.model_fields[key].default:
+            kinds = " or ".join(records)
+            yield f"inputs.{index}.{key} is {value!r}, but record is {record}; leave it out, or set record: {kinds}"
     if record == "document":
         return
     for key, instead in (("text_column", "columns"), ("id_column", "columns.id")):
@@ -45,7 +58,8 @@ def _unfit_columns(record: RecordName, where: str, columns: Columns) -> Iterator
 
 def deciding_keys(options: dict[str, Any]) -> dict[str, Any]:
     """What of an input's config decides the result. Keys of a later version do so only where they are set."""
-    tree = {key: value for key, value in options.items() if key != "path" and (key, value) != ("split", "auto")}
+    later = {key: InputConfig.model_fields[key].default for key in ("split", *_OF_RECORDS)}
+    tree = {key: value for key, value in options.items() if key != "path" and (key not in later or value != later[key])}
     if tree["columns"]:
         named = tree["columns"].items()
         tree["columns"] = {key: name for key, name in named if name or key in KINDS["instruction"].columns}

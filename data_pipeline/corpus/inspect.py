@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.corpus.archive import ExpansionLimits
 from data_pipeline.corpus.read import FileRange, Reading
-from data_pipeline.corpus.records import AnyRecord, ExampleRecord, Record, RecordName, Reject
+from data_pipeline.corpus.records import AnsweredRecord, AnyRecord, ExampleRecord, Message, Record, RecordName, Reject
 from data_pipeline.corpus.sources import InputConfig, InputFile, find_files
 from data_pipeline.stage import StageError
 
@@ -24,9 +25,12 @@ _KOREAN: dict[RecordName, str] = {
     "instruction": " (지시 대화)",
     "label": " (분류)",
     "pair": " (글 쌍)",
+    "preference": " (선호: 나은 답변과 못한 답변)",
+    "feedback": " (평가한 답변)",
+    "prompt": " (질문)",
 }
 # A row of these files may be either kind of record; of other files only a look at all of it tells.
-_ROW_KINDS = {"jsonl", "csv", "tsv", "parquet"}
+_ROW_KINDS = {"jsonl", "csv", "tsv", "parquet", "xlsx"}
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,15 @@ def _texts(record: AnyRecord) -> list[str]:
         return [_cut(record.text)]
     if isinstance(record, ExampleRecord):
         return [f"{name:<10} {_cut(str(cell))}" for name, cell in record.cells.items() if cell is not None]
+    if isinstance(record, AnsweredRecord):
+        told = [f"{name:<10} {_cut(str(cell))}" for name, cell in record.cells.items() if cell is not None]
+        return [*_turns(record.prompt), *told]
+    return _turns(record.messages)
+
+
+def _turns(turns: Sequence[Message]) -> list[str]:
     lines = []
-    for turn in record.messages:
+    for turn in turns:
         lines.append(f"{turn['role']:<10} {_cut(turn['content'])}")
         if turn["input"]:
             lines.append(f"{'(input)':<10} {_cut(turn['input'])}")
@@ -89,8 +100,9 @@ def inspect_path(path: Path, *, options: InputConfig | None = None, num_samples:
     for file in find_files([chosen]):
         files.add(file)
     has_rows = any(kind in _ROW_KINDS for kind in files.kinds)
-    of_rows: tuple[RecordName, ...] = ("instruction", "label", "pair")
-    kinds: tuple[RecordName, ...] = (*of_rows, "document") if has_rows else ("document", *of_rows)
+    # What needs more columns comes before what needs fewer of them: every row of a question may be a prompt.
+    of_rows: tuple[RecordName, ...] = ("preference", "feedback", "instruction", "label", "pair")
+    kinds: tuple[RecordName, ...] = (*of_rows, "document", "prompt") if has_rows else ("document", *of_rows, "prompt")
     looks: dict[RecordName, Inspection] = {}
     faults: dict[RecordName, StageError] = {}
     for record in kinds:

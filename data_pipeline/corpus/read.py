@@ -19,14 +19,23 @@ from data_pipeline.corpus.encoding import BROKEN_STREAM, encoding_of
 from data_pipeline.corpus.json_stream import JsonError, dumps
 from data_pipeline.corpus.jsonl import read_jsonl
 from data_pipeline.corpus.kinds import KINDS, ROW_READERS, RecordKind
+from data_pipeline.corpus.path_names import is_heldout, is_named_heldout, is_sample
 from data_pipeline.corpus.plain import read_text
-from data_pipeline.corpus.records import HELDOUT, AnyRecord, Document, Example, Found, Instruction, RecordName, Reject
+from data_pipeline.corpus.records import (
+    HELDOUT,
+    AnyRecord,
+    Document,
+    Drop,
+    Found,
+    RecordName,
+    Reject,
+    Several,
+    Single,
+)
 from data_pipeline.corpus.sources import (
     InputConfig,
     InputFile,
     Kind,
-    is_heldout,
-    is_sample,
     kind_of_name,
     skip_reason,
 )
@@ -115,7 +124,7 @@ class Reading:
         try:
             with archive.open_archive(file.paths) as opened:
                 found = archive.members(opened)
-                has_data = any(kind_of_name(member.name)[0] not in (None, "text", "zip") for member in found)
+                has_data = any(kind_of_name(member.name)[0] not in (None, "text", "xlsx", "zip") for member in found)
                 if piece.start == 0:
                     self._note(_Item(file, "", file.num_bytes), "archive", file.num_bytes)
                 if not found:
@@ -186,8 +195,11 @@ class Reading:
                 options = options.model_copy(update={"encoding": encoding_of(stream, options)})
                 if piece.start == 0:
                     self.tally.encodings[options.encoding] += 1
+            held = self.tally.heldout.copy()
             for found in _rows(self._kind, kind, stream, options, piece=piece, num_bytes=item.num_bytes):
                 yield from self._take(found, item, options)
+            if piece.start == 0:
+                self.tally.heldout_files.update((self.tally.heldout - held).keys())
         except (JsonError, aihub.UnknownSchemaError) as error:
             reason = "invalid_json" if isinstance(error, JsonError) else "unknown_schema"
             self._reject_item(item, Reject(reason, str(error), offset=getattr(error, "offset", None)))
@@ -210,23 +222,36 @@ class Reading:
             self._note(item, "label", item.num_bytes if kind == "json" else None)
 
     def _take(self, found: Found, item: _Item, options: InputConfig) -> Iterator[AnyRecord]:
+        if isinstance(found, Several):
+            for each in found.found:
+                yield from self._take(each, item, options)
+            return
         self.tally.records["found"] += 1
         if isinstance(found, Reject):
             self.tally.records["rejected"] += 1
             self._reject(item, found)
             return
+        if isinstance(found, Drop):
+            self._drop(found.reason)
+            return
         found, changes = found.normalised()
         self.tally.changed.update(changes)
-        if isinstance(found, Instruction | Example):
+        if not isinstance(found, Document):
             self.tally.forms[found.form] += 1
         # A table was saved by somebody out of AIHub's xlsx: no package that could be judged.
-        if found.source and not item.path.endswith((".csv", ".tsv")):
+        if found.source and not item.path.endswith((".csv", ".tsv", ".xlsx")):
             self._note(item, "text", found.num_text_bytes)
         if found.is_empty:
-            self.tally.records["dropped"] += 1
-            self.tally.dropped["empty"] += 1
+            self._drop("empty")
             return
-        yield _record(found, item, options)
+        held_by = _held_by(found, item, options)
+        if held_by:
+            self.tally.heldout[held_by] += 1
+        yield _record(found, item, options, is_heldout=bool(held_by))
+
+    def _drop(self, reason: str) -> None:
+        self.tally.records["dropped"] += 1
+        self.tally.dropped[reason] += 1
 
     def _count(self, item: _Item, status: str) -> None:
         self.tally.items[status] += 1
@@ -296,11 +321,23 @@ def _whole_or_nothing(record: RecordKind, stream: BinaryIO, options: InputConfig
     yield from record.read_json(stream, options)
 
 
-def _record(found: Document | Instruction | Example, item: _Item, options: InputConfig) -> AnyRecord:
-    is_validation = options.validation_is_heldout and is_heldout(item.path)
+def _held_by(found: Single, item: _Item, options: InputConfig) -> str:
+    """Why a record is never trained on; "" where it may be."""
+    if options.split != "auto":
+        return "split" if options.split == HELDOUT else ""
+    if not options.validation_is_heldout:
+        return ""
+    if is_heldout(item.path):
+        return "validation"
+    # Inside AIHub's archives its folders alone decide: a member is called whatever its text is about.
+    is_aihub = bool(found.source and item.member)
+    return "name" if not is_aihub and is_named_heldout(item.path) else ""
+
+
+def _record(found: Single, item: _Item, options: InputConfig, *, is_heldout: bool) -> AnyRecord:
     return found.record(
         normalise(f"{item.place}#{found.key}")[0],
         source=options.source or found.source or item.file.source,
         metadata=dumps(found.metadata | ({"member": item.member} if item.member else {})),
-        split_hint=HELDOUT if options.split == HELDOUT or is_validation else "",
+        split_hint=HELDOUT if is_heldout else "",
     )

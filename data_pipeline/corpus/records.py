@@ -21,7 +21,7 @@ from data_pipeline.corpus.text import normalise
 from data_pipeline.disk import DurableFile
 from data_pipeline.stage import StageError, read_manifest
 
-RecordName = Literal["document", "instruction", "label", "pair"]
+RecordName = Literal["document", "instruction", "label", "pair", "preference", "feedback", "prompt"]
 
 HELDOUT = "heldout"
 ROW_GROUP_ROWS = 16_384
@@ -30,6 +30,7 @@ READ_BATCH_ROWS = 4_096
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("input", pa.string())]))
 _BESIDE = [("source", pa.string()), ("metadata", pa.string()), ("split_hint", pa.string())]
+_ASKED = [("id", pa.string()), ("prompt", _MESSAGES)]
 
 SCHEMAS: dict[RecordName, pa.Schema] = {
     "document": pa.schema([("id", pa.string()), ("text", pa.string()), *_BESIDE]),
@@ -40,7 +41,11 @@ SCHEMAS: dict[RecordName, pa.Schema] = {
     "pair": pa.schema(
         [*((name, pa.string()) for name in ("id", "text_a", "text_b", "text_c")), ("score", pa.float64()), *_BESIDE],
     ),
+    "preference": pa.schema([*_ASKED, ("chosen", pa.string()), ("rejected", pa.string()), *_BESIDE]),
+    "feedback": pa.schema([*_ASKED, ("answer", pa.string()), ("is_desirable", pa.bool_()), *_BESIDE]),
+    "prompt": pa.schema([*_ASKED, ("answer", pa.string()), *_BESIDE]),
 }
+ANSWER_COLUMNS = ("chosen", "rejected", "answer")
 
 
 class Message(TypedDict):
@@ -105,7 +110,7 @@ class Instruction:
 
     @property
     def num_text_bytes(self) -> int:
-        return sum(len(turn["content"].encode()) + len(turn["input"].encode()) for turn in self.messages)
+        return _num_turn_bytes(self.messages)
 
     def normalised(self) -> tuple[Instruction, tuple[str, ...]]:
         return self, self.changes
@@ -144,6 +149,45 @@ class Example:
         return ExampleRecord(key, self.cells, source, metadata, split_hint)
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question with what was answered, as `preferences.py` made it. `prompt`: turns that end with the user's.
+
+    `cells`: by column of the record's schema. The others are those of an instruction.
+    """
+
+    key: str
+    prompt: tuple[Message, ...]
+    cells: dict[str, str | bool | None]
+    position: int
+    form: str
+    source: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return False  # an empty text is rejected, never dropped
+
+    @property
+    def num_text_bytes(self) -> int:
+        return _num_turn_bytes(self.prompt) + sum(len(text.encode()) for text in _answers(self.cells))
+
+    def normalised(self) -> tuple[Answered, tuple[str, ...]]:
+        return self, self.changes
+
+    def record(self, key: str, *, source: str, metadata: str, split_hint: str) -> AnsweredRecord:
+        return AnsweredRecord(key, self.prompt, self.cells, source, metadata, split_hint)
+
+
+def _num_turn_bytes(turns: Sequence[Message]) -> int:
+    return sum(len(turn["content"].encode()) + len(turn["input"].encode()) for turn in turns)
+
+
+def _answers(cells: dict[str, str | bool | None]) -> list[str]:
+    return [cell for cell in cells.values() if isinstance(cell, str)]
+
+
 def _texts(cells: dict[str, str | float | None]) -> list[str]:
     return [str(cell) for name, cell in cells.items() if name.startswith("text") and cell is not None]
 
@@ -161,6 +205,20 @@ class Reject:
     def to_json(self) -> str:
         tree = {key: getattr(self, key) for key in ("file", "member", "offset", "reason", "error")}
         return json.dumps(tree, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """What was in a row and left out by a rule of the config; `reason` is counted."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """What was in a row that holds several records, in order."""
+
+    found: tuple[Answered | Reject | Drop, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +302,39 @@ class ExampleRecord:
         return getattr(self, name) if name in self.__slots__ else self.cells.get(name)
 
 
-Found = Document | Instruction | Example | Reject
-AnyRecord = Record | InstructionRecord | ExampleRecord
+@dataclass(frozen=True, slots=True)
+class AnsweredRecord:
+    """One row of a corpus of preferences, feedback or prompts."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    cells: dict[str, str | bool | None]
+    source: str
+    metadata: str
+    split_hint: str
+
+    @property
+    def compared(self) -> str:
+        return dumps([self.prompt, self.cells])
+
+    @property
+    def asked(self) -> str:
+        """The prompt and the answers, whichever of them is better."""
+        return dumps([self.prompt, sorted(_answers(self.cells))])
+
+    @property
+    def num_chars(self) -> int:
+        return sum(len(turn["content"]) + len(turn["input"]) for turn in self.prompt) + sum(
+            map(len, _answers(self.cells))
+        )
+
+    def cell(self, name: str) -> Any:
+        return getattr(self, name) if name in self.__slots__ else self.cells.get(name)
+
+
+Single = Document | Instruction | Example | Answered
+Found = Single | Reject | Drop | Several
+AnyRecord = Record | InstructionRecord | ExampleRecord | AnsweredRecord
 
 
 class RecordWriter:
@@ -327,13 +416,18 @@ def iterate_rows(path: Path, *, columns: Sequence[str] | None = None) -> Iterato
 
 
 def text_bytes(batch: pa.RecordBatch) -> pa.Array:
-    """UTF-8 bytes of each row's texts, or of the contents and inputs of its turns; int64."""
-    names = [name for name in batch.schema.names if name.startswith("text")]
-    if names:
-        sizes = [pc.fill_null(pc.cast(pc.binary_length(batch[name]), pa.int64()), 0) for name in names]
-        return functools.reduce(pc.add, sizes)
-    turns = pc.list_flatten(batch["messages"])
+    """UTF-8 bytes of each row's texts and answers, and of the contents and inputs of its turns; int64."""
+    names = batch.schema.names
+    texts = [name for name in names if name.startswith("text") or name in ANSWER_COLUMNS]
+    sizes = [pc.fill_null(pc.cast(pc.binary_length(batch[name]), pa.int64()), 0) for name in texts]
+    sizes += [turn_bytes(batch[name]) for name in ("messages", "prompt") if name in names]
+    return functools.reduce(pc.add, sizes)
+
+
+def turn_bytes(rows: pa.Array) -> pa.Array:
+    """UTF-8 bytes of the contents and inputs of each row's turns; int64."""
+    turns = pc.list_flatten(rows)
     sizes = pc.add(*(pc.binary_length(pc.struct_field(turns, name)) for name in ("content", "input")))
-    table = pa.table({"row": pc.list_parent_indices(batch["messages"]), "size": pc.cast(sizes, pa.int64())})
+    table = pa.table({"row": pc.list_parent_indices(rows), "size": pc.cast(sizes, pa.int64())})
     # Every row has a turn, and rows come in order.
     return table.group_by("row", use_threads=False).aggregate([("size", "sum")])["size_sum"].combine_chunks()

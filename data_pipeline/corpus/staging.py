@@ -9,27 +9,35 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline import disk
 from data_pipeline.corpus import duplicates
 from data_pipeline.corpus.archive import ExpansionLimits
-from data_pipeline.corpus.duplicates import Digests
+from data_pipeline.corpus.duplicates import DUPLICATE, HELD_OUT_AGAIN, Digests
 from data_pipeline.corpus.read import FileRange, Reading
-from data_pipeline.corpus.records import RecordName, RecordWriter, Reject, iterate_rows, text_bytes
+from data_pipeline.corpus.records import HELDOUT, RecordName, RecordWriter, Reject, iterate_rows, text_bytes
 from data_pipeline.corpus.sources import InputConfig
 
 LISTING_NAME = "inputs.jsonl"
-# What is compared: equal texts (or turns, or rows of cells) are dropped, equal ids are told apart. Of examples also the
-# texts alone: what is left of those and is equal says two things of one text, which is counted.
+# What is compared: equal texts (or turns, or rows of cells) are dropped from train, equal ids are told apart. Of
+# examples also the texts alone: what is left of those and is equal says two things of one text, which is counted.
 TEXT, ID, ASKED = "text", "id", "asked"
-_CONTRADICTIONS: dict[RecordName, str] = {"label": "contradicting_label", "pair": "contradicting_score"}
+# Counts of rows: dropped from train because a held-out row is equal, and held out though another such row is equal.
+ALSO_HELD_OUT, AGAIN = "also_held_out", "held_out_again"
+_CONTRADICTIONS: dict[RecordName, str] = {
+    "label": "contradicting_label",
+    "pair": "contradicting_score",
+    "preference": "contradicting_preference",
+    "feedback": "contradicting_feedback",
+}
 
 
 def contradictions(record: RecordName) -> tuple[str, ...]:
@@ -97,10 +105,11 @@ def read_part(
             for piece in pieces:
                 for row in reading.records(piece):
                     writer.write(row)
-                    digests[TEXT].add(row.compared)
+                    is_heldout = row.split_hint == HELDOUT
+                    digests[TEXT].add(row.compared, is_heldout=is_heldout)
                     digests[ID].add(row.id)
                     if ASKED in digests:
-                        digests[ASKED].add(row.asked)
+                        digests[ASKED].add(row.asked, is_heldout=is_heldout)
     for what, found in digests.items():
         found.save(staging.digests(part, what))
     result = {
@@ -120,13 +129,22 @@ def find_repeats(staging: Staging, bucket: int, *, num_parts: int, num_buckets: 
     disk.write_json(staging.marker("repeats", bucket), {})
 
 
-def write_part(staging: Staging, part: int, *, num_buckets: int, record: RecordName) -> None:
-    """Write a part of the corpus without repeated texts; a part without rows leaves no file."""
+def write_part(
+    staging: Staging, part: int, *, num_buckets: int, record: RecordName, keeps_duplicates: bool = False
+) -> None:
+    """Write a part of the corpus without texts that train repeats or heldout has; one without rows leaves no file.
+
+    `keeps_duplicates`: with them; they are counted all the same.
+    """
     counts: Counter[str] = Counter()
     sources: dict[str, Counter[str]] = {}
     path = staging.output / "data" / f"part-{part:05d}.parquet"
     with disk.durable_file(path) as file, contextlib.closing(RecordWriter(file, kind=record)) as writer:
-        for batch in _without_repeats(staging, part, num_buckets, counts, record=record):
+        same = {
+            what: duplicates.places_of_part([staging.repeats(bucket, what) for bucket in range(num_buckets)], part)
+            for what in _compared(record)
+        }
+        for batch in _without_repeats(staging, part, same, counts, record=record, keeps_duplicates=keeps_duplicates):
             writer.write_batch(batch)
             _count_rows(batch, counts, sources)
     entry = asdict(file.record(f"data/{path.name}")) if counts["num_records"] else None
@@ -136,23 +154,33 @@ def write_part(staging: Staging, part: int, *, num_buckets: int, record: RecordN
 
 
 def _without_repeats(
-    staging: Staging, part: int, num_buckets: int, counts: Counter[str], *, record: RecordName
+    staging: Staging,
+    part: int,
+    same: Mapping[str, np.ndarray],
+    counts: Counter[str],
+    *,
+    record: RecordName,
+    keeps_duplicates: bool,
 ) -> Iterator[pa.RecordBatch]:
-    same = {
-        what: duplicates.rows_of_part([staging.repeats(bucket, what) for bucket in range(num_buckets)], part)
-        for what in _compared(record)
+    """The rows that stay, batch by batch. `same`: by what is compared, the places of rows that are not the first."""
+    rows_of = {
+        name: same[TEXT]["row"][same[TEXT]["fate"] == fate]
+        for name, fate in (("duplicate", DUPLICATE), (ALSO_HELD_OUT, duplicates.ALSO_HELD_OUT), (AGAIN, HELD_OUT_AGAIN))
     }
     start = 0
     for batch in iterate_rows(staging.rows(part)):
         rows = np.arange(start, start + batch.num_rows)
         start += batch.num_rows
-        is_kept = np.isin(rows, same[TEXT], invert=True)
-        is_renamed = np.isin(rows, same[ID]) & is_kept
-        counts["duplicate"] += int((~is_kept).sum())
+        found = {name: np.isin(rows, places) for name, places in rows_of.items()}
+        is_repeat = np.logical_or.reduce(list(found.values()))
+        is_kept = np.full(len(rows), True) if keeps_duplicates else ~is_repeat | found[AGAIN]
+        is_renamed = np.isin(rows, same[ID]["row"]) & is_kept
+        for name, are_so in found.items():
+            counts[name] += int(are_so.sum())
         counts["repeated_id"] += int(is_renamed.sum())
         for name in contradictions(record):
-            # An earlier row has its texts and none has its cells: they differ in what they say of them.
-            counts[name] += int((np.isin(rows, same[ASKED]) & is_kept).sum())
+            # A row before it has its texts and none has its cells: they differ in what they say of them.
+            counts[name] += int((np.isin(rows, same[ASKED]["row"]) & ~is_repeat).sum())
         if is_renamed.any():
             batch = _with_new_ids(batch, part, rows, is_renamed)
         yield batch.filter(pa.array(is_kept))
@@ -168,6 +196,7 @@ def _with_new_ids(batch: pa.RecordBatch, part: int, rows: np.ndarray, is_renamed
 
 
 def _count_rows(batch: pa.RecordBatch, counts: Counter[str], sources: dict[str, Counter[str]]) -> None:
+    counts["heldout"] += pc.sum(pc.equal(batch["split_hint"], HELDOUT)).as_py() or 0
     table = pa.table({"source": batch["source"], "num_bytes": text_bytes(batch)})
     for row in (
         table.group_by("source", use_threads=False).aggregate([("num_bytes", "sum"), ([], "count_all")]).to_pylist()

@@ -25,6 +25,8 @@ class Tally:
     changed: Counter[str] = field(default_factory=Counter)
     forms: Counter[str] = field(default_factory=Counter)  # of instruction rows that were not rejected
     encodings: Counter[str] = field(default_factory=Counter)  # of items of text, as chosen or given
+    heldout: Counter[str] = field(default_factory=Counter)  # records that are never trained on, by why; and their files
+    heldout_files: Counter[str] = field(default_factory=Counter)
     packages: dict[str, Counter[str]] = field(default_factory=dict)  # by input index and package, see package_key
 
     def to_tree(self) -> dict[str, Any]:

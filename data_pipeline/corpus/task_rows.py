@@ -98,12 +98,6 @@ MAPPINGS: tuple[RowMapping, ...] = (
 )
 
 
-def mapping_for(task: str, row: Mapping[str, Any], *, root: str = "") -> RowMapping | None:
-    """How a row, or an element under `root`, keeps what `task` asks about; None where nothing fits."""
-    found = (each for each in MAPPINGS if each.task == task and each.root in ("", root))
-    return next((each for each in found if all(key in row for key in each.keys)), None)
-
-
 def expand(element: Mapping[str, Any], *, name: str) -> Iterator[dict[str, str]]:
     """The instruction rows of an element that a corpus of that name keeps; an element without any gives none."""
     mapping = next(each for each in MAPPINGS if each.name == name)

@@ -14,8 +14,8 @@ from data_pipeline.corpus.examples import LABELS, PAIRS, form_without_target, wi
 from data_pipeline.corpus.forms import Form, FormTable
 from data_pipeline.corpus.kinds import RecordKind
 from data_pipeline.corpus.read import FileRange, Reading
-from data_pipeline.corpus.records import ExampleRecord, RecordName, Reject
-from data_pipeline.corpus.sources import InputConfig, find_files
+from data_pipeline.corpus.records import AnyRecord, ExampleRecord, RecordName, Reject
+from data_pipeline.corpus.sources import InputConfig, Kind, find_files
 from data_pipeline.stage import StageError
 
 _TABLES: dict[RecordName, FormTable] = {"label": LABELS, "pair": PAIRS}
@@ -55,28 +55,39 @@ def read_texts(path: Path, options: InputConfig, record: RecordName) -> Iterator
         raise StageError(f"{path}: record is {record!r}, but rows to predict are {' or '.join(_TABLES)} records")
     table = without_targets(_TABLES[record])
     chosen = options.model_copy(update={"path": path, "columns": _columns(options, path)})
-    files = [file for file in find_files([chosen]) if not file.skip_reason and file.kind not in (None, "text")]
+    for number, found in enumerate(rows_in_order(chosen, RecordKind(table.shape, table.read_json, nothing_skipped))):
+        if isinstance(found, Reject):
+            yield RejectedRow(number, found)
+            continue
+        assert isinstance(found, ExampleRecord)
+        texts = tuple(str(cell) for name, cell in found.cells.items() if name.startswith("text") and cell)
+        yield TextRow(number, found.id, texts, found.metadata)
+
+
+def rows_in_order(options: InputConfig, kind: RecordKind) -> Iterator[AnyRecord | Reject]:
+    """The records of an input as `kind` reads them, with what was rejected in its place among them.
+
+    Raises:
+        StageError: no such file, none with rows in it, or columns that do not fit it.
+    """
+    files = [file for file in find_files([options]) if not file.skip_reason and file.kind not in (None, "text")]
     if not files:
         raise StageError(
-            f"{path}: no file with rows; give .csv, .tsv, .jsonl, .json or .parquet, or set format (a table that is "
-            "called .txt: format: tsv)"
+            f"{options.path}: no file with rows; give .csv, .tsv, .jsonl, .json or .parquet, or set format (a table "
+            "that is called .txt: format: tsv)"
         )
     rejects: list[Reject] = []
-    kind = RecordKind(table.shape, table.read_json, lambda path, kind: "")
-    reading = Reading([chosen], limits=ExpansionLimits(), on_reject=rejects.append, kind=kind)
-    number = 0
+    reading = Reading([options], limits=ExpansionLimits(), on_reject=rejects.append, kind=kind)
     for file in files:
         for found in reading.records(FileRange(file)):
-            for reject in _taken(rejects):
-                yield RejectedRow(number, reject)
-                number += 1
-            assert isinstance(found, ExampleRecord)
-            texts = tuple(str(cell) for name, cell in found.cells.items() if name.startswith("text") and cell)
-            yield TextRow(number, found.id, texts, found.metadata)
-            number += 1
-        for reject in _taken(rejects):
-            yield RejectedRow(number, reject)
-            number += 1
+            yield from _taken(rejects)
+            yield found
+        yield from _taken(rejects)
+
+
+def nothing_skipped(path: str, kind: Kind | None) -> str:
+    """A file that was named is to be read, whatever it is called."""
+    return ""
 
 
 def _taken(rejects: list[Reject]) -> list[Reject]:

@@ -66,10 +66,7 @@ class Turns:
 
     def close(self, *, system: Any = None) -> None:
         """Put `system` first unless the turns have their own, cut a question without an answer, and check them all."""
-        said = self._text(system)
-        if self.messages and self.messages[0]["role"] == "system":
-            own = self.messages.pop(0)["content"]
-            said = own if own.strip() else said
+        said = self._take_system(system)
         _check_order(self.messages)
         if len(self.messages) < 2:
             raise FaultyRowError("no_answer", "no turn is an answer")
@@ -77,6 +74,27 @@ class Turns:
             del self.messages[-1]
             self.changes.add("last_question_cut")
         _check_not_empty(self.messages)
+        self._put_system(said)
+
+    def close_prompt(self, *, system: Any = None) -> None:
+        """The same of turns that an answer is to follow: the last is a question, which is not cut."""
+        said = self._take_system(system)
+        _check_order(self.messages)
+        if len(self.messages) % 2 == 0:
+            why = "the last turn is an answer, where a question should be" if self.messages else "no turn is a question"
+            raise FaultyRowError("no_question", why)
+        _check_not_empty(self.messages)
+        self._put_system(said)
+
+    def _take_system(self, system: Any) -> str:
+        """What a system says: the turns' own, which is taken out of them, or `system`."""
+        said = self._text(system)
+        if self.messages and self.messages[0]["role"] == "system":
+            own = self.messages.pop(0)["content"]
+            said = own if own.strip() else said
+        return said
+
+    def _put_system(self, said: str) -> None:
         if said.strip():
             self.messages.insert(0, Message(role="system", content=said, input=""))
 
@@ -85,9 +103,14 @@ class Turns:
         self.messages.append(Message(role=role, content=self._text(content), input=said if said.strip() else ""))
 
     def _text(self, value: Any) -> str:
-        text, changes = normalise(_plain_text(value))
+        text, changes = text_of(value)
         self.changes.update(changes)
         return text
+
+
+def text_of(value: Any) -> tuple[str, tuple[str, ...]]:
+    """The text in a string, an object around one, or a list of its parts, normalised; and what that changed."""
+    return normalise(_plain_text(value))
 
 
 def _check_order(turns: Iterable[Message]) -> None:

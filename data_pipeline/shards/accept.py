@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.shards.examples import ExampleShape
-from data_pipeline.shards.format import EXAMPLES, SPLITS, RecordKind, Split
+from data_pipeline.shards.format import ANSWERED, EXAMPLES, FRAMED, SPLITS, TEMPLATED, RecordKind, Split
 from data_pipeline.shards.part import Recipe
+from data_pipeline.shards.preferences import AnsweredShape
 from data_pipeline.stage import Manifest, StageError
 from data_pipeline.templates.load import template_names
 
@@ -20,11 +21,12 @@ SplitCounts = Mapping[Split, Mapping[str, int]]
 
 # Of the config: the records that a key is for; a key that is set must fit the corpus.
 KEYS: dict[str, tuple[RecordKind, ...]] = {
-    "template": ("instruction",),
-    "max_tokens": ("instruction", *EXAMPLES),
-    "frame": EXAMPLES,
+    "template": TEMPLATED,
+    "max_tokens": (*TEMPLATED, *FRAMED),
+    "frame": FRAMED,
     "labels": ("label",),
     "too_long": EXAMPLES,
+    "references": ("prompt",),
 }
 MAX_NAMED = 5
 
@@ -32,14 +34,14 @@ MAX_NAMED = 5
 def check_corpus(folder: Path, corpus: Manifest, config: ShardsConfig) -> None:
     """Raise StageError for a corpus of other records than the config's keys are for, or one that is empty."""
     record = corpus["record"]
-    if record not in ("document", "instruction", *EXAMPLES):
+    if record not in ("document", *TEMPLATED, *FRAMED):
         raise StageError(
-            f"{folder}: holds {record!r} records, but shards are made of document, instruction, {', '.join(EXAMPLES)} "
-            "records; give such a corpus"
+            f"{folder}: holds {record!r} records, but shards are made of document, "
+            f"{', '.join((*TEMPLATED, *FRAMED))} records; give such a corpus"
         )
-    if record == "instruction" and config.template is None:
+    if record in TEMPLATED and config.template is None:
         raise StageError(
-            f"{folder}: holds instruction records, but template is not set; set template to one of "
+            f"{folder}: holds {record} records, but template is not set; set template to one of "
             f"{', '.join(template_names())} ('tokenizer' is its own chat template), or to the path of a file"
         )
     for key, records in KEYS.items():
@@ -50,6 +52,11 @@ def check_corpus(folder: Path, corpus: Manifest, config: ShardsConfig) -> None:
                 f"{folder}: holds {record} records, but {key} is {value!r}; leave {key} out, or give a corpus of "
                 f"{kinds} records (`dure corpus build --record {records[0]}`)"
             )
+    if record in ANSWERED and config.too_long == "cut":
+        raise StageError(
+            f"{folder}: holds {record} records, but too_long is 'cut', and an answer without its end is another one; "
+            "set too_long to refuse or drop, or raise max_tokens"
+        )
     if corpus["num_records"] == 0:
         raise StageError(
             f"{folder}: the corpus holds 0 {record}s (빈 말뭉치), so there is nothing to encode; "
@@ -74,6 +81,8 @@ def check_faults(output: Path, *, recipe: Recipe, splits: SplitCounts, examples:
 def check_counts(output: Path, *, recipe: Recipe, splits: SplitCounts, max_unk_rate: float) -> None:
     """Raise StageError for an empty train, and for more unknown tokens than the config allows."""
     train = splits["train"]
+    if is_only_heldout(recipe.record, splits):
+        train = splits["heldout"]
     if recipe.record != "document" and train["num_documents"] == 0:
         raise StageError(
             f"{output}: no {recipe.record} row is left for train ({splits['heldout']['num_documents']:,} are held "
@@ -95,7 +104,14 @@ def check_counts(output: Path, *, recipe: Recipe, splits: SplitCounts, max_unk_r
         )
 
 
-def examples_manifest(output: Path, shape: ExampleShape | None, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def is_only_heldout(record: RecordKind, splits: SplitCounts) -> bool:
+    """Whether these are rows to score a model on, and none to learn from: a test file by itself."""
+    return record in FRAMED and splits["train"]["num_documents"] == 0 < splits["heldout"]["num_documents"]
+
+
+def examples_manifest(
+    output: Path, shape: ExampleShape | AnsweredShape | None, records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """What the manifest says of examples, nothing where there are none. `records`: of the tasks, with their classes.
 
     Raises:
@@ -103,6 +119,8 @@ def examples_manifest(output: Path, shape: ExampleShape | None, records: Sequenc
     """
     if shape is None:
         return {}
+    if isinstance(shape, AnsweredShape):
+        return {"num_sequences": shape.num_sequences, "held_out_by": "prompt"}
     tree: dict[str, Any] = {"frame": asdict(shape.frame), "num_sequences": shape.num_sequences}
     if shape.record == "label":
         classes = _add_classes(shape.labels, records)
@@ -124,6 +142,8 @@ def _add_classes(labels: Sequence[str], records: Sequence[Mapping[str, Any]]) ->
 
 def _check_classes(output: Path, classes: Mapping[Split, Mapping[str, int]]) -> None:
     """A model can't learn a class of which it sees no row."""
+    if not any(classes["train"].values()) and any(classes["heldout"].values()):
+        return  # a test file by itself
     empty = [label for label, count in classes["train"].items() if not count]
     if empty:
         named = ", ".join(map(repr, empty[:MAX_NAMED])) + (", …" if len(empty) > MAX_NAMED else "")

@@ -1,7 +1,7 @@
 """`dure shards build`: corpus records -> ids -> Arrow shards of train and heldout.
 
-Documents are encoded as they are, instruction records through a template, label and pair records in a frame. What made
-the ids is kept beside them.
+Documents are encoded as they are; instruction, preference, feedback and prompt records through a template; label and
+pair records in a frame. What made the ids is kept beside them.
 
 One task a Parquet part of the corpus; each commits its own shards and then a record of them under `.tasks/`, so that a
 killed task leaves nothing that counts. The result depends on corpus, tokenizer and config alone: not on the number
@@ -26,8 +26,10 @@ from data_pipeline.shards.accept import KEYS, check_corpus, check_counts, check_
 from data_pipeline.shards.companions import remove_companions, write_companions
 from data_pipeline.shards.examples import ExampleShape, TooLong, examples_recipe, scan_corpus
 from data_pipeline.shards.format import (
+    ANSWERED,
     EXAMPLES,
     FORMAT_VERSION,
+    FRAMED,
     KIND,
     SPLITS,
     Split,
@@ -38,6 +40,7 @@ from data_pipeline.shards.frames import FrameChoice, find_frame
 from data_pipeline.shards.instructions import instructions_recipe
 from data_pipeline.shards.labels import Labels
 from data_pipeline.shards.part import COUNTS, DOCUMENTS, Recipe, is_heldout, write_part
+from data_pipeline.shards.preferences import AnsweredShape, has_references, heldout_prompts, preferences_recipe
 from data_pipeline.stage import MANIFEST_NAME, Manifest, StageError, Task, fingerprint, read_manifest, write_manifest
 from data_pipeline.templates.load import load_template
 from data_pipeline.tokenizer.encode import special_tokens
@@ -46,6 +49,8 @@ from data_pipeline.tokenizer.fingerprint import tokenizer_file, tokenizer_finger
 if TYPE_CHECKING:
     from data_pipeline.templates.template import Template
     from data_pipeline.tokenizer.encode import Encoder
+
+Shape = ExampleShape | AnsweredShape
 
 TASKS_FOLDER = ".tasks"
 # What decides whether a build is accepted, not what its shards hold.
@@ -59,11 +64,13 @@ class ShardsConfig(Config):
     corpus: Path
     tokenizer: Path
     output: Path
-    heldout_fraction: float = Field(default=0.01, ge=0, lt=1)  # by a hash of the record id
+    # By a hash of the record id; of preference, feedback and prompt records, of the prompt.
+    heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
     use_split_hint: bool = True  # records that their source calls held out (AIHub's Validation) go to heldout
     max_shard_bytes: int = Field(default=256_000_000, ge=16_384)
     max_unk_rate: float = Field(default=0.01, ge=0, le=1)  # of all tokens without EOS
-    template: str | None = None  # of instruction records: a name, a file, or "tokenizer" for the tokenizer's own
+    # Of instruction, preference, feedback and prompt records: a name, a file, or "tokenizer" for the tokenizer's own.
+    template: str | None = None
     # Of an instruction row, EOS included, or of a sequence of an example, its frame included; longer ones are faulty.
     max_tokens: int | None = Field(default=None, ge=2)
     drop_faulty_rows: bool = False  # count and leave out rows that can't be learned, instead of refusing
@@ -72,7 +79,11 @@ class ShardsConfig(Config):
         default=None, description="of label records: the classes in their order; none = all of the corpus"
     )
     too_long: TooLong = Field(
-        default="refuse", description="of sequences of more than max_tokens; cut = the longest text first, from its end"
+        default="refuse",
+        description="of sequences of more than max_tokens; cut = the longest text first, from its end (label and pair)",
+    )
+    references: bool = Field(
+        default=True, description="of prompt records: keep the answers that a reward function may compare with"
     )
 
 
@@ -143,12 +154,12 @@ class ShardsBuild:
             )
         part = write_part(
             self.config.corpus / task.spec["file"],
-            recipe=self._recipe(ExampleShape.from_tree(task.spec["shape"]) if "shape" in task.spec else None),
+            recipe=self._recipe(_shape_of(task.spec["shape"]) if "shape" in task.spec else None),
             encoder=encoder,
             output=self.output,
             name=task.name,
             max_shard_bytes=self.config.max_shard_bytes,
-            is_heldout=self._is_heldout,
+            is_heldout=functools.partial(self._is_heldout, heldout_keys=self._heldout_keys()),
         )
         record = {
             "inputs_sha256": task.spec["inputs_sha256"],
@@ -192,28 +203,27 @@ class ShardsBuild:
         tokenizer = records[0]["tokenizer"]
         template = self._template()
         companions = write_companions(self.output, tokenizer=self.config.tokenizer, template=template)
-        manifest = write_manifest(
-            self.output,
-            {
-                "kind": KIND,
-                "format_version": FORMAT_VERSION,
-                "record": recipe.record,
-                "template": inputs["template"],
-                "tokenizer_fingerprint": inputs["tokenizer_fingerprint"],
-                "tokenizer": tokenizer,
-                "pad_is_eos": tokenizer["pad_id"] is None,
-                "dtype": token_dtype(tokenizer["vocab_size"]).name,
-                **({"eos_is_sep": True} if records[0]["eos_is_sep"] else {}),
-                **examples,
-                "corpus_files_sha256": inputs["corpus_files_sha256"],
-                "splits": splits,
-                "sources": _add_sources(records),
-                "files": files,
-                "companions": companions,
-                "inputs": inputs,
-                "inputs_sha256": fingerprint(inputs),
-            },
-        )
+        content = {
+            "kind": KIND,
+            "format_version": FORMAT_VERSION,
+            "record": recipe.record,
+            "template": inputs["template"],
+            "tokenizer_fingerprint": inputs["tokenizer_fingerprint"],
+            "tokenizer": tokenizer,
+            "pad_is_eos": tokenizer["pad_id"] is None,
+            "dtype": token_dtype(tokenizer["vocab_size"]).name,
+            **({"eos_is_sep": True} if records[0]["eos_is_sep"] else {}),
+            **examples,
+            "corpus_files_sha256": inputs["corpus_files_sha256"],
+            "splits": splits,
+            "sources": _add_sources(records),
+            "files": files,
+            "inputs": inputs,
+            "inputs_sha256": fingerprint(inputs),
+        }
+        # A tokenizer's card tells how fast it was measured to be: equal shards give one order whatever stands there.
+        whole = content | {"companions": companions, "content_sha256": fingerprint(content)}
+        manifest = write_manifest(self.output, whole)
         self._remove_task_records()
         return manifest
 
@@ -246,10 +256,12 @@ class ShardsBuild:
         name = self.config.template
         return None if name is None else load_template(name, tokenizer=self.config.tokenizer)
 
-    def _shape(self) -> ExampleShape | None:
-        """What decides the examples of a corpus of label or pair records; None of other records."""
+    def _shape(self) -> Shape | None:
+        """What decides the examples of a corpus; None of documents and instructions."""
         corpus = self._corpus()
-        if corpus["record"] not in EXAMPLES:
+        if corpus["record"] in ANSWERED:
+            return self._answered_shape(corpus)
+        if corpus["record"] not in FRAMED:
             return None
         labels, num_sequences = scan_corpus(
             self.config.corpus, corpus["manifest_sha256"], has_labels=self.config.labels is None
@@ -263,15 +275,37 @@ class ShardsBuild:
             too_long=self.config.too_long,
         )
 
-    def _recipe(self, shape: ExampleShape | None) -> Recipe:
-        if shape is not None:
+    def _answered_shape(self, corpus: Manifest) -> AnsweredShape:
+        num_sequences = {"preference": 2, "feedback": 1}.get(corpus["record"])
+        if num_sequences is None:
+            has_more = self.config.references and has_references(self.config.corpus, corpus["manifest_sha256"])
+            num_sequences = 1 + has_more
+        return AnsweredShape(
+            record=corpus["record"],
+            num_sequences=num_sequences,
+            max_tokens=self.config.max_tokens,
+            too_long=self.config.too_long,
+        )
+
+    def _recipe(self, shape: Shape | None) -> Recipe:
+        if isinstance(shape, ExampleShape):
             return examples_recipe(shape)
         template = self._template()
+        if shape is not None:
+            assert template is not None  # a corpus of such records is refused without one
+            return preferences_recipe(shape, template)
         return DOCUMENTS if template is None else instructions_recipe(template, max_tokens=self.config.max_tokens)
 
-    def _is_heldout(self, record_id: str, split_hint: str) -> bool:
-        hinted = self.config.use_split_hint and split_hint == HELDOUT
-        return hinted or is_heldout(record_id, self.config.heldout_fraction)
+    def _heldout_keys(self) -> frozenset[str]:
+        """Split keys that are held out whatever their hash, for another record of theirs is."""
+        corpus = self._corpus()
+        if corpus["record"] not in ANSWERED or not self.config.use_split_hint:
+            return frozenset()
+        return heldout_prompts(self.config.corpus, corpus["manifest_sha256"])
+
+    def _is_heldout(self, key: str, split_hint: str, *, heldout_keys: frozenset[str]) -> bool:
+        hinted = self.config.use_split_hint and (split_hint == HELDOUT or key in heldout_keys)
+        return hinted or is_heldout(key, self.config.heldout_fraction)
 
     def _committed(self, task: Task) -> dict[str, Any] | None:
         """The record of a task that is done for these inputs, its shards in place; else None."""
@@ -310,6 +344,10 @@ class ShardsBuild:
             for path in (self.output / split).glob("part-*"):
                 if path.relative_to(self.output).as_posix() not in names:
                     path.unlink()
+
+
+def _shape_of(tree: dict[str, Any]) -> Shape:
+    return AnsweredShape.from_tree(tree) if tree["record"] in ANSWERED else ExampleShape.from_tree(tree)
 
 
 def _add_sources(records: list[dict[str, Any]]) -> dict[Split, dict[str, int]]:

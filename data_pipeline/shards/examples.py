@@ -101,7 +101,7 @@ def examples_recipe(shape: ExampleShape) -> Recipe:
         shape.record,
         (*columns, "source", "split_hint"),
         functools.partial(_encode, shape=shape),
-        counts=("num_cut", *(("num_scored",) if shape.record == "pair" else ()), *FAULTS[shape.record]),
+        counts=("num_cut", "num_scored" if shape.record == "pair" else "num_two_texts", *FAULTS[shape.record]),
         faults=shape.faults,
     )
 
@@ -207,6 +207,8 @@ def _encode(batch: pa.RecordBatch, encoder: Encoder, *, shape: ExampleShape) -> 
     counts = {"num_unk": num_unk(found.framed.ids, offsets, encoder.unk_id), "num_cut": found.are_cut.astype(np.int64)}
     if shape.record == "pair":
         counts["num_scored"] = (~np.isnan(values)).astype(np.int64)
+    else:
+        counts["num_two_texts"] = columns["text_b"].is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
     return Encoded(documents, {key: numbers[kept] for key, numbers in counts.items()}, faults, kept)
 
 

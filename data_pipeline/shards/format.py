@@ -10,7 +10,10 @@
 Every document is its ids and a final EOS. A document of n + 1 ids gives n (input, label) pairs, here called pairs. In
 shards of instruction records a row is a document with `loss_spans`: the ids [start, end) of it that are targets. In
 shards of label and pair records a row is an example of `num_sequences` framed sequences one after another: `ends` tells
-where each of them ends, and `value` is the number of its class, or its score.
+where each of them ends, and `value` is the number of its class, or its score. So are preference (the prompt with the
+chosen and with the rejected answer), feedback (the prompt with an answer, `value` 1 where it is desirable) and prompt
+records (the prompt, then perhaps an answer to compare with, as it is); their `loss_spans` count from the row's first id
+and are the ids of each sequence's last answer.
 """
 
 from __future__ import annotations
@@ -44,24 +47,33 @@ LOSS_SPANS = pa.list_(
 ENDS = pa.list_(pa.field("item", pa.int32(), nullable=False))
 
 Split = Literal["train", "heldout"]
-RecordKind = Literal["document", "instruction", "label", "pair"]
+RecordKind = Literal["document", "instruction", "label", "pair", "preference", "feedback", "prompt"]
 FrameKind = Literal["bert", "roberta", "plain"]
 
-# Columns beside those that every shard has. Spans and ends may stand side by side.
+_ENDS, _VALUE = pa.field("ends", ENDS, nullable=False), pa.field("value", pa.float64(), nullable=False)
+_SPANS = pa.field("loss_spans", LOSS_SPANS, nullable=False)
+# Columns beside those that every shard has.
 COLUMNS: dict[RecordKind, tuple[pa.Field, ...]] = {
     "document": (),
-    "instruction": (pa.field("loss_spans", LOSS_SPANS, nullable=False),),
-    "label": (pa.field("ends", ENDS, nullable=False), pa.field("value", pa.float64(), nullable=False)),
-    "pair": (pa.field("ends", ENDS, nullable=False), pa.field("value", pa.float64(), nullable=False)),
+    "instruction": (_SPANS,),
+    "label": (_ENDS, _VALUE),
+    "pair": (_ENDS, _VALUE),
+    "preference": (_ENDS, _SPANS),
+    "feedback": (_ENDS, _SPANS, _VALUE),
+    "prompt": (_ENDS,),
 }
-EXAMPLES: tuple[RecordKind, ...] = ("label", "pair")  # records whose rows are examples, which are never packed
+FRAMED: tuple[RecordKind, ...] = ("label", "pair")  # their texts stand in a frame of the tokenizer's roles
+ANSWERED: tuple[RecordKind, ...] = ("preference", "feedback", "prompt")  # rendered by a template, as instructions are
+TEMPLATED: tuple[RecordKind, ...] = ("instruction", *ANSWERED)
+EXAMPLES: tuple[RecordKind, ...] = (*FRAMED, *ANSWERED)  # records whose rows are examples, which are never packed
 
 
 @dataclass(frozen=True)
 class Frame:
     """What stands around the texts of a sequence; ids of the tokenizer's roles.
 
-    bert: CLS a SEP [b SEP]; roberta: CLS a SEP [SEP b SEP]; plain, with neither id: a EOS [b EOS].
+    bert: CLS a SEP [b SEP]; roberta: CLS a SEP [SEP b SEP]; plain, without a sep_id: a EOS [b EOS], behind
+    cls_id where the tokenizer begins a text by one (BOS).
     """
 
     kind: FrameKind
@@ -91,6 +103,8 @@ class ShardSet:
     split: str
     record: RecordKind
     manifest_sha256: str
+    content_sha256: str
+    """Of all that decides the rows, and no figure that was measured while they were made: what an order is keyed by."""
     tokenizer_fingerprint: str
     dtype: np.dtype[Any]
     vocab_size: int
@@ -162,6 +176,8 @@ def read_shards(folder: Path, *, split: str) -> ShardSet:
         split=split,
         record=record,
         manifest_sha256=manifest["manifest_sha256"],
+        # Of older shards the whole manifest, as their runs began with it.
+        content_sha256=str(manifest.get("content_sha256") or manifest["manifest_sha256"]),
         tokenizer_fingerprint=manifest["tokenizer_fingerprint"],
         dtype=np.dtype(manifest["dtype"]),
         vocab_size=tokenizer["vocab_size"],

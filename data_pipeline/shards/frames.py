@@ -5,8 +5,7 @@ Ids come from roles, never from text: a review that spells `[SEP]` has ordinary 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.disk import read_object
 from data_pipeline.shards.format import Frame
 from data_pipeline.stage import StageError
 from data_pipeline.tokenizer.encode import special_tokens
@@ -46,7 +46,8 @@ def find_frame(tokenizer: Path, *, wanted: FrameChoice = "auto") -> Frame:
     """The frame of a tokenizer's folder.
 
     auto: plain where the tokenizer names no cls_token or no sep_token; else roberta where its post-processor, or
-    failing that its class, puts two separators between texts, and bert where not.
+    failing that its class, puts two separators between texts, and bert where not. A plain frame begins with the token
+    that transformers puts before a text (Llama 3, Gemma), if there is one.
 
     Raises:
         StageError: a bert or roberta frame is wanted of a tokenizer without these roles, or a plain one without EOS.
@@ -60,7 +61,7 @@ def find_frame(tokenizer: Path, *, wanted: FrameChoice = "auto") -> Frame:
                 f"{tokenizer}: frame is plain, which ends a text with EOS, but the tokenizer names no eos_token; name "
                 "it in tokenizer_config.json, or cls_token and sep_token for a bert frame"
             )
-        return Frame("plain")
+        return Frame("plain", cls_id=_opening_id(tree, roles))
     if cls_id is None or sep_id is None:
         raise StageError(
             f"{tokenizer}: frame is {wanted!r}, but of its tokens cls_token is {roles.get('cls_token')!r} and "
@@ -69,6 +70,30 @@ def find_frame(tokenizer: Path, *, wanted: FrameChoice = "auto") -> Frame:
     if wanted == "auto":
         return Frame("roberta" if _is_roberta(tree, file.parent) else "bert", cls_id, sep_id)
     return Frame(wanted, cls_id, sep_id)
+
+
+def _opening_id(tree: dict[str, Any], roles: Mapping[str, str]) -> int | None:
+    """The id that transformers puts before a text, BERT's CLS aside; None where it puts none.
+
+    It goes by the post-processor of tokenizer.json (5.23); `add_bos_token` of tokenizer_config.json changes nothing.
+    """
+    token = next(filter(None, map(_opening_of, _processors(tree))), None)
+    return None if token == roles.get("cls_token") else _id_of(token, tree)
+
+
+def _opening_of(processor: Mapping[str, Any]) -> str | None:
+    """The token with which a template begins a text alone."""
+    pieces = processor.get("single") or [{}]
+    if processor.get("type") != "TemplateProcessing" or "SpecialToken" not in pieces[0]:
+        return None
+    token = pieces[0]["SpecialToken"]["id"]
+    ids = processor["special_tokens"][token]["tokens"]
+    return str(ids[0]) if len(ids) == 1 else None
+
+
+def _processors(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    first = tree.get("post_processor") or {}
+    return [first, *(first.get("processors") or [])]
 
 
 def _id_of(token: str | None, tree: dict[str, Any]) -> int | None:
@@ -81,23 +106,20 @@ def _id_of(token: str | None, tree: dict[str, Any]) -> int | None:
 
 
 def _is_roberta(tree: dict[str, Any], folder: Path) -> bool:
-    processors = [tree.get("post_processor") or {}]
-    processors += processors[0].get("processors") or []
-    for processor in processors:
+    for processor in _processors(tree):
         if processor.get("type") in ("RobertaProcessing", "BertProcessing"):
             return bool(processor["type"] == "RobertaProcessing")
         if processor.get("type") == "TemplateProcessing":
             kinds = "".join("S" if "Sequence" in piece else "x" for piece in processor.get("pair") or [])
             return "SxxS" in kinds
-    settings = folder / "tokenizer_config.json"
-    name = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") if settings.is_file() else None
+    name = read_object(folder / "tokenizer_config.json").get("tokenizer_class")
     return str(name).startswith(_ROBERTA_CLASSES)
 
 
 def num_frame_ids(frame: Frame, *, num_texts: int) -> int:
     """Ids of the frame in one sequence of `num_texts` texts."""
     if frame.kind == "plain":
-        return num_texts
+        return num_texts + (frame.cls_id is not None)
     return 1 + num_texts + (num_texts - 1) * (frame.kind == "roberta")
 
 
@@ -151,7 +173,7 @@ class _Pieces:
         self._starts: list[IntArray] = []
         self._lengths: list[IntArray] = []
         self._num_columns_before: list[int] = []
-        self._cls = None if is_plain else self._put(np.array([frame.cls_id], np.uint32))
+        self._cls = None if frame.cls_id is None else self._put(np.array([frame.cls_id], np.uint32))
         end = np.array([eos_id if is_plain else frame.sep_id], np.uint32)
         self._end = self._put(end)
         self._between = self._end if frame.kind == "roberta" else None

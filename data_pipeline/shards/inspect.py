@@ -1,12 +1,12 @@
 """`dure shards inspect`: counts, a histogram of lengths, and the first rows as a model will see them.
 
-Of instruction rows it shows what is learned: targets in green and their EOS on green, without colour in ⟦ ⟧.
+Of instruction rows and of rows with answers it shows what is learned: targets in green and their EOS on green, without
+colour in ⟦ ⟧.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.shards.format import (
+    ANSWERED,
     EXAMPLES,
     SPLITS,
     TOKENIZER_FOLDER,
@@ -24,6 +25,7 @@ from data_pipeline.shards.format import (
     read_shards_manifest,
     tokenizer_folder,
 )
+from data_pipeline.shards.inspect_answers import first_answers, indented, lines_of_answers, marked
 from data_pipeline.shards.inspect_examples import first_examples, lines_of_manifest
 from data_pipeline.shards.reader import iterate_lengths
 from data_pipeline.stage import StageError
@@ -39,9 +41,7 @@ IntArray = NDArray[np.int64]
 
 BAR_WIDTH = 40
 COLOURS = ("\x1b[36m", "\x1b[33m")  # neighbours differ
-TARGET, TARGET_EOS = "\x1b[32m", "\x1b[30;42m"
 RESET = "\x1b[0m"
-LINE_END = "↵"
 PACKINGS: dict[RecordKind, Packing] = {"document": "concatenated", "instruction": "best_fit"}
 
 
@@ -101,13 +101,15 @@ def _head(shards: ShardSet, manifest: dict[str, Any]) -> Iterator[str]:
 def _lines_of_examples(
     shards: ShardSet, manifest: dict[str, Any], decoder: Tokenizer | None, *, num_rows: int, colour: bool
 ) -> Iterator[str]:
+    has_answers = shards.record in ANSWERED
     yield from _head(shards, manifest)
-    yield from lines_of_manifest(manifest)
+    yield from lines_of_answers(manifest) if has_answers else lines_of_manifest(manifest)
     yield from _table_of_splits(manifest)
-    yield f"tokens an example, frame included, {shards.split}:"
+    yield f"tokens an example, {'all sequences' if has_answers else 'frame'} included, {shards.split}:"
     yield from _histogram(shards)
     yield f"first examples of {shards.split} (before the permutation):"
-    yield from first_examples(shards, decoder, num_rows=num_rows, colour=colour)
+    show = first_answers if has_answers else first_examples
+    yield from show(shards, decoder, num_rows=num_rows, colour=colour)
 
 
 def _decoder(shards: ShardSet, tokenizer: Path | None) -> Tokenizer | None:
@@ -150,9 +152,9 @@ def _table_of_targets(manifest: dict[str, Any]) -> Iterator[str]:
 
 
 def _table_of_splits(manifest: dict[str, Any]) -> Iterator[str]:
-    """Of instruction rows, bytes are those of the answers, and stand beside the targets."""
-    is_document = manifest["record"] != "instruction"
-    bytes_name, rate_name = ("bytes", "B/token") if is_document else ("answer bytes", "B/target")
+    """Of rows with targets, bytes are those of the answers, and stand beside the targets."""
+    has_targets = "num_targets" in manifest["splits"]["train"]
+    bytes_name, rate_name = ("answer bytes", "B/target") if has_targets else ("bytes", "B/token")
     yield (
         f"{'split':8} {'files':>7} {'documents':>13} {'empty':>9} {'tokens':>17} {bytes_name:>17} "
         f"{rate_name:>8} {'unknown':>9}"
@@ -161,7 +163,7 @@ def _table_of_splits(manifest: dict[str, Any]) -> Iterator[str]:
         counts = manifest["splits"][split]
         num_files = sum(entry["split"] == split for entry in manifest["files"])
         num_ids = max(counts["num_tokens"] - counts["num_documents"], 1)
-        num_learned = num_ids if is_document else max(counts["num_targets"], 1)
+        num_learned = max(counts["num_targets"], 1) if has_targets else num_ids
         yield (
             f"{split:8} {num_files:7,} {counts['num_documents']:13,} {counts['num_empty']:9,} "
             f"{counts['num_tokens']:17,} {counts['num_bytes']:17,} {counts['num_bytes'] / num_learned:8.2f} "
@@ -256,31 +258,4 @@ def _answered(batch: Batch, row: int, decoder: Tokenizer | None, *, eos_id: int,
         ids = [*inputs[first:end].tolist(), int(of_segment[-1])]
         is_target = [False, *(of_segment != NO_TARGET).tolist()]
         yield f"  [{first:5} – {end - 1:5}] {sum(is_target)} targets of {end - first}"
-        yield from _indented(_marked(ids, is_target, decoder, eos_id=eos_id, colour=colour))
-
-
-def _marked(ids: list[int], is_target: list[bool], decoder: Tokenizer | None, *, eos_id: int, colour: bool) -> str:
-    """Runs of targets and others, decoded one by one: a run ends where a piece of the template ends."""
-    text = ""
-    for targets, pairs in itertools.groupby(zip(ids, is_target, strict=True), key=lambda pair: pair[1]):
-        run = [token_id for token_id, _ in pairs]
-        has_eos = targets and run[-1] == eos_id
-        shown = _decoded(run[:-1] if has_eos else run, decoder)
-        eos = _decoded([eos_id], decoder) if has_eos else ""
-        if not targets:
-            text += shown
-        elif colour:
-            text += f"{TARGET}{shown}{RESET}" + (f"{TARGET_EOS}{eos}{RESET}" if has_eos else "")
-        else:
-            text += f"⟦{shown}{eos}⟧"
-    return text
-
-
-def _decoded(ids: list[int], decoder: Tokenizer | None) -> str:
-    return f" {ids} " if decoder is None else decoder.decode(ids, skip_special_tokens=False)
-
-
-def _indented(text: str) -> Iterator[str]:
-    *lines, last = text.split("\n")
-    yield from (f"    {line}{LINE_END}" for line in lines)
-    yield f"    {last}"
+        yield from indented(marked(ids, is_target, decoder, eos_id=eos_id, colour=colour))

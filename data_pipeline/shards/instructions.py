@@ -41,7 +41,7 @@ def instructions_recipe(template: Template, *, max_tokens: int | None) -> Recipe
 
 def _encode(batch: pa.RecordBatch, encoder: Encoder, *, template: Template, max_tokens: int | None) -> Encoded:
     names, conversations = batch.column("id").to_pylist(), batch.column("messages").to_pylist()
-    rows = [_rendered(name, messages, template) for name, messages in zip(names, conversations, strict=True)]
+    rows = [rendered(name, messages, template) for name, messages in zip(names, conversations, strict=True)]
     found = encode_rows(rows, encoder)
     check_ids(found.ids, encoder)
     faults = _faults(rows, found, encoder, max_tokens=max_tokens)
@@ -59,7 +59,7 @@ def _encode(batch: pa.RecordBatch, encoder: Encoder, *, template: Template, max_
     return Encoded(documents, {key: values[kept] for key, values in counts.items()}, faults, kept)
 
 
-def _rendered(record_id: str, messages: Sequence[Message], template: Template) -> list[Piece]:
+def rendered(record_id: str, messages: Sequence[Message], template: Template) -> list[Piece]:
     try:
         return template.render(messages)
     except TemplateError as error:
@@ -91,7 +91,7 @@ def _faults(
     faults: dict[str, BoolArray] = {
         "num_no_target": _num_targets(found) == 0,
         "num_no_eos": _sum_by_row(has_eos, found) < found.num_spans,
-        "num_emptied": _are_emptied(rows, found, encoder),
+        "num_emptied": are_emptied(rows, found, encoder),
         "num_too_long": found.lengths > (max_tokens or np.inf),
     }
     seen = np.zeros(len(rows), bool)
@@ -101,7 +101,7 @@ def _faults(
     return faults
 
 
-def _are_emptied(rows: list[list[Piece]], found: EncodedRows, encoder: Encoder) -> BoolArray:
+def are_emptied(rows: list[list[Piece]], found: EncodedRows, encoder: Encoder) -> BoolArray:
     """Whether a piece of a row became the ids that it has without any message's text."""
     frames = [[_without_text(piece) for piece in row] for row in rows]
     encoded = {

@@ -1,7 +1,7 @@
 """One Parquet part of a corpus -> its shards of train and heldout, with counts.
 
 What a batch of records becomes is the business of the function that encodes it: `encode_documents` here, and those of
-`instructions.py` and `examples.py`.
+`instructions.py`, `examples.py` and `preferences.py`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Recipe:
     """How the records of one kind become documents: the columns that it takes, and what it counts beside `COUNTS`.
 
     `faults`: the counts of records that a build refuses unless it is told to leave them out, and what each means.
+    `split_keys`: of each record of a batch, what decides with its split hint whether it is held out; None is its id.
     """
 
     record: RecordKind
@@ -57,6 +58,7 @@ class Recipe:
     encode: Callable[[pa.RecordBatch, Encoder], Encoded]
     counts: tuple[str, ...] = ()
     faults: dict[str, str] = field(default_factory=dict)
+    split_keys: Callable[[pa.RecordBatch], list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def write_part(
 ) -> PartResult:
     """Encode the records of the Parquet file at `path` and commit them as `<split>/<name>-0000.arrow`, ….
 
-    `is_heldout` decides from a record's id and split hint.
+    `is_heldout` decides from a record's split key and split hint.
     """
     dtype = token_dtype(encoder.vocab_size)
     counts = {split: Counter(dict.fromkeys((*COUNTS, *recipe.counts), 0)) for split in SPLITS}
@@ -107,7 +109,8 @@ def write_part(
     for batch in _read(path, recipe.columns):
         found = recipe.encode(batch, encoder)
         ids, hints = batch.column("id").to_pylist(), batch.column("split_hint").to_pylist()
-        held = np.array([is_heldout(record_id, hint) for record_id, hint in zip(ids, hints, strict=True)], bool)
+        keys = ids if recipe.split_keys is None else recipe.split_keys(batch)
+        held = np.array([is_heldout(key, hint) for key, hint in zip(keys, hints, strict=True)], bool)
         for fault, has_fault in found.faults.items():
             if has_fault.any():
                 examples.setdefault(fault, ids[int(np.argmax(has_fault))])
@@ -133,9 +136,9 @@ def write_part(
     )
 
 
-def is_heldout(record_id: str, fraction: float) -> bool:
-    """Whether a record is held out: the same answer for the same id in every corpus, order and process."""
-    return int.from_bytes(hashlib.sha256(record_id.encode()).digest()[:8], "big") < fraction * 2**64
+def is_heldout(key: str, fraction: float) -> bool:
+    """Whether a record is held out: the same answer for the same key in every corpus, order and process."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") < fraction * 2**64
 
 
 def encode_documents(batch: pa.RecordBatch, encoder: Encoder) -> Encoded:

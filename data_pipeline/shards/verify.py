@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.shards.format import EXAMPLES, SPLITS, ShardSet, read_shards, read_shards_manifest
+from data_pipeline.shards.format import ANSWERED, FRAMED, SPLITS, ShardSet, read_shards, read_shards_manifest
 from data_pipeline.shards.reader import loss_spans, open_shard, values
+from data_pipeline.shards.verify_answers import faults_of_answers
 from data_pipeline.shards.verify_examples import faults_of_examples
 from data_pipeline.stage import MANIFEST_NAME, Manifest, StageError, read_manifest, verify_files
 
@@ -34,8 +35,10 @@ def _faults_of_split(shards: ShardSet, manifest: Manifest) -> list[str]:
     faults: list[str] = []
     found = {"num_documents": 0, "num_tokens": 0, "num_bytes": 0, "num_empty": 0}
     says = manifest["splits"][shards.split]
-    if shards.record == "instruction":
+    if shards.record in ("instruction", "preference", "feedback"):
         found["num_targets"] = 0
+    if shards.record == "feedback":
+        found["num_desirable"] = 0
     if shards.record == "pair":
         found["num_scored"] = 0
     if shards.record == "label":
@@ -67,7 +70,7 @@ def _faults_of_batch(batch: pa.RecordBatch, shards: ShardSet, *, where: str) -> 
         yield f"{where}: the offsets of its documents are not ascending from 0 to {len(ids):,}; build again"
         return
     ends = ids[offsets[1:] - 1]
-    if shards.record not in EXAMPLES and (ends != shards.eos_id).any():
+    if shards.record not in (*FRAMED, *ANSWERED) and (ends != shards.eos_id).any():
         place = int(np.argmax(ends != shards.eos_id))
         name = batch.column("record_id")[place].as_py()
         yield f"{where}: document {name!r} ends in id {ends[place]}, not in EOS {shards.eos_id}; build again"
@@ -75,8 +78,10 @@ def _faults_of_batch(batch: pa.RecordBatch, shards: ShardSet, *, where: str) -> 
         yield f"{where}: id {int(ids.max())} is not below vocab_size {shards.vocab_size}; build again"
     if shards.record == "instruction":
         yield from _faults_of_spans(batch, shards, where=where)
-    if shards.record in EXAMPLES:
+    if shards.record in FRAMED:
         yield from faults_of_examples(batch, shards, where=where)
+    if shards.record in ANSWERED:
+        yield from faults_of_answers(batch, shards, where=where)
 
 
 def _faults_of_spans(batch: pa.RecordBatch, shards: ShardSet, *, where: str) -> Iterator[str]:
@@ -113,9 +118,11 @@ def _faults_of_spans(batch: pa.RecordBatch, shards: ShardSet, *, where: str) -> 
 
 def _counts(batch: pa.RecordBatch, shards: ShardSet) -> dict[str, int]:
     lengths = np.diff(batch.column("input_ids").offsets.to_numpy())
-    if shards.record == "instruction":
+    if shards.record in ("instruction", "preference", "feedback"):
         _, starts, ends = loss_spans(batch)
-        return _counts_of_ids(batch, lengths) | {"num_targets": int((ends - starts).sum(dtype=np.int64))}
+        desirable = {"num_desirable": int((values(batch) == 1).sum())} if shards.record == "feedback" else {}
+        targets = {"num_targets": int((ends - starts).sum(dtype=np.int64))}
+        return _counts_of_ids(batch, lengths) | targets | desirable
     if shards.record == "pair":
         return _counts_of_ids(batch, lengths) | {"num_scored": int(np.count_nonzero(~np.isnan(values(batch))))}
     if shards.record == "label":

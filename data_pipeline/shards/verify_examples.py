@@ -12,26 +12,34 @@ from data_pipeline.shards.reader import document_lengths, sequence_ends, values
 
 
 def faults_of_examples(batch: pa.RecordBatch, shards: ShardSet, *, where: str) -> Iterator[str]:
-    """A line for each kind of fault of a record batch of examples, the first row that has it named."""
+    """A line for each kind of fault of a record batch of label or pair records, the first row that has it named."""
+    if fault := fault_of_ends(batch, shards, where=where):
+        yield fault
+        return
+    _, ends = sequence_ends(batch)
+    table = ends.reshape(batch.num_rows, shards.num_sequences)
+    yield from _faults_of_frame(batch, shards, table, where=where)
+    yield from _faults_of_values(batch, shards, where=where)
+
+
+def fault_of_ends(batch: pa.RecordBatch, shards: ShardSet, *, where: str) -> str:
+    """What is wrong with the sequences of a record batch of examples; "" where each row has its number of them."""
     offsets, ends = sequence_ends(batch)
     expected = np.arange(batch.num_rows + 1) * shards.num_sequences
     if not np.array_equal(offsets, expected) or len(ends) != expected[-1]:
         says = f"{shards.num_sequences} apart from 0 to {len(ends):,}"
-        yield f"{where}: the offsets of its ends are not {says}; build again"
-        return
+        return f"{where}: the offsets of its ends are not {says}; build again"
     table = ends.reshape(batch.num_rows, shards.num_sequences)
     lengths = document_lengths(batch)
     names = batch.column("record_id")
     is_odd = (np.diff(table, axis=1, prepend=0) < 1).any(axis=1) | (table[:, -1] != lengths)
     if is_odd.any():
         place = int(np.argmax(is_odd))
-        yield (
+        return (
             f"{where}: example {names[place].as_py()!r} has ends {table[place].tolist()}, but they must rise to its "
             f"length {lengths[place]}; build again"
         )
-        return
-    yield from _faults_of_frame(batch, shards, table, where=where)
-    yield from _faults_of_values(batch, shards, where=where)
+    return ""
 
 
 def _faults_of_frame(batch: pa.RecordBatch, shards: ShardSet, table: np.ndarray, *, where: str) -> Iterator[str]:

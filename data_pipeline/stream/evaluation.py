@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.shards.format import RecordKind, read_shards
 from data_pipeline.shards.reader import document_lengths, loss_spans
-from data_pipeline.stage import StageError
+from data_pipeline.stage import NothingToScoreError
 from data_pipeline.stream.batch import NO_TARGET, Batch, RowBuffers, padding_batch
 from data_pipeline.stream.maps import ShardMaps
 from data_pipeline.stream.order import RowOrder
@@ -58,10 +58,20 @@ class EvaluationSet:
         seq_len: pairs of a row.
         stride: pairs between the starts of two windows of a long document; half of `seq_len` if None.
         max_documents: how many to take, chosen evenly by the keyed order of the shards; all if None.
+        documents: the numbers of those to take instead, ascending.
+
+    Raises:
+        NothingToScoreError: those to take hold no target.
     """
 
     def __init__(
-        self, shards: Path, split: str, seq_len: int, stride: int | None = None, max_documents: int | None = None
+        self,
+        shards: Path,
+        split: str,
+        seq_len: int,
+        stride: int | None = None,
+        max_documents: int | None = None,
+        documents: IntArray | None = None,
     ) -> None:
         self.seq_len = seq_len
         self.stride = max(seq_len // 2, 1) if stride is None else stride
@@ -71,16 +81,16 @@ class EvaluationSet:
             raise ValueError(f"max_documents is {max_documents}; it must be at least 1, or None for all")
         self._shards = read_shards(Path(shards), split=split)
         self._maps = ShardMaps(self._shards)
-        self._chosen = self._choose(max_documents)
+        self._chosen = self._choose(max_documents) if documents is None else documents
         self.num_documents_too_long = 0
         self.num_documents, self.num_targets, self.num_bytes = self._count()
         if self.num_documents == 0:
-            raise StageError(
+            raise NothingToScoreError(
                 f"{shards}: all {self.num_documents_too_long:,} instruction rows of split {split!r} chosen for "
                 f"evaluation are longer than seq_len {seq_len:,}; raise seq_len"
             )
         if self.num_targets == 0:
-            raise StageError(
+            raise NothingToScoreError(
                 f"{shards}: the {self.num_documents:,} documents of split {split!r} chosen for evaluation hold no "
                 "target; take more documents, or build the shards again with more held-out text"
             )
@@ -123,7 +133,7 @@ class EvaluationSet:
         num_documents = self._shards.num_documents
         if max_documents is None or max_documents >= num_documents:
             return None
-        order = RowOrder(self._shards.manifest_sha256, seed=0, epoch=0, num_rows=num_documents)
+        order = RowOrder(self._shards.content_sha256, seed=0, epoch=0, num_rows=num_documents)
         return np.sort(order.rows_at(np.arange(max_documents)))
 
     def _count(self) -> tuple[int, int, int]:

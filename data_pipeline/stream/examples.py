@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.shards.format import RecordKind, ShardSet, read_shards
-from data_pipeline.shards.reader import sequence_ends, values
-from data_pipeline.stage import StageError, fingerprint
+from data_pipeline.shards.format import COLUMNS, RecordKind, ShardSet, read_shards
+from data_pipeline.shards.reader import loss_spans, sequence_ends, values
+from data_pipeline.stage import NothingToScoreError, StageError, fingerprint
 from data_pipeline.stream.batch import NO_ROW
 from data_pipeline.stream.maps import ShardMaps
 from data_pipeline.stream.order import RowOrder
@@ -34,7 +34,8 @@ class ExampleBatch:
 
     `lengths` (S,) int64: ids of each sequence, what follows is padding. `values` (B,) float64: the number of the class,
     or the score; NaN where there is none. `row_ids` (B,) int64, -1 for an example of padding alone. `num_targets`: the
-    examples that are not.
+    examples that are not. `answers` (S, 2) int64: the ids [start, end) of each sequence that are its answer, (0, 0) of
+    padding; None where records have no answers.
     """
 
     input_ids: IntArray
@@ -42,6 +43,7 @@ class ExampleBatch:
     values: NDArray[np.float64]
     row_ids: IntArray
     num_targets: int
+    answers: IntArray | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -86,7 +88,7 @@ class ExampleRows:
         self._kept = np.flatnonzero(fits)
         self.lengths = lengths[fits]
         self.identity = fingerprint(
-            [FORMAT_VERSION, shards.manifest_sha256, shards.split, "examples", seq_len, too_long]
+            [FORMAT_VERSION, shards.content_sha256, shards.split, "examples", seq_len, too_long]
         )
         self.counts = RowCounts(
             num_rows=len(self._kept),
@@ -117,22 +119,33 @@ class ExampleRows:
         if len(numbers) and (numbers.min() < 0 or numbers.max() >= self.num_rows):
             raise IndexError("row number out of range")
         sequences: list[NDArray[Any]] = []
+        answers: list[NDArray[np.int64]] = []
         found = np.empty(len(numbers), np.float64)
         for place, number in enumerate(self._kept[numbers].tolist()):
-            ids, found[place] = self._example(number)
+            ids, found[place], spans = self._example(number)
             sequences += ids
+            answers += spans
         lengths = np.array([len(ids) for ids in sequences], np.int64)
         input_ids = np.full((len(sequences), int(lengths.max())), self.pad_id, np.int64)
         for row, sequence in enumerate(sequences):
             input_ids[row, : len(sequence)] = sequence
-        return ExampleBatch(input_ids, lengths, found, numbers, num_targets=len(numbers))
+        spans_S2 = np.concatenate(answers).reshape(-1, 2) if answers else None
+        return ExampleBatch(input_ids, lengths, found, numbers, num_targets=len(numbers), answers=spans_S2)
 
     def values(self) -> NDArray[np.float64]:
         """(num_rows,) of every row: the number of its class, or its score."""
-        numbers = range(len(self._maps.table.num_documents))
+        numbers = range(len(self._maps.table.num_documents) if self._has("value") else 0)
         columns = [values(_record_batch(self._maps, number)) for number in numbers]
-        found: NDArray[np.float64] = np.concatenate([np.empty(0), *columns])[self._kept]
+        if not columns:
+            return np.full(self.num_rows, np.nan)
+        found: NDArray[np.float64] = np.concatenate(columns)[self._kept]
         return found
+
+    def rows_of(self, documents: IntArray) -> IntArray:
+        """The rows that examples by their number in the split are, without those that are too long."""
+        places = np.minimum(np.searchsorted(self._kept, documents), len(self._kept) - 1)
+        rows: IntArray = places[self._kept[places] == documents]
+        return rows
 
     def record_id(self, row_number: int) -> str:
         """The id of the record that a row was made from."""
@@ -150,10 +163,14 @@ class ExampleRows:
             values=np.full(1, np.nan),
             row_ids=np.full(1, NO_ROW, np.int64),
             num_targets=0,
+            answers=np.zeros((num_sequences, 2), np.int64) if self._has("loss_spans") else None,
         )
 
-    def _example(self, number: int) -> tuple[list[NDArray[Any]], float]:
-        """The sequences of an example of the split, as views of its shard, and its value."""
+    def _has(self, column: str) -> bool:
+        return any(field.name == column for field in COLUMNS[self.shards.record])
+
+    def _example(self, number: int) -> tuple[list[NDArray[Any]], float, list[NDArray[np.int64]]]:
+        """The sequences of an example of the split, as views of its shard, its value, and the (k, 2) answers if any."""
         batch_number = int(np.searchsorted(self._first_example, number, side="right")) - 1
         inner = number - int(self._first_example[batch_number])
         batch = _record_batch(self._maps, batch_number)
@@ -161,7 +178,16 @@ class ExampleRows:
         ids_of_batch = batch.column("input_ids")
         start, stop = ids_of_batch.offsets[inner].as_py(), ids_of_batch.offsets[inner + 1].as_py()
         ids = ids_of_batch.values.slice(start, stop - start).to_numpy()
-        return np.split(ids, ends[offsets[inner] : offsets[inner + 1] - 1]), float(values(batch)[inner])
+        ends_k = ends[offsets[inner] : offsets[inner + 1]]
+        sequences = np.split(ids, ends_k[:-1])
+        value = float(values(batch)[inner]) if self._has("value") else np.nan
+        if not self._has("loss_spans"):
+            return sequences, value, []
+        span_offsets, starts, stops = loss_spans(batch)
+        chosen = slice(span_offsets[inner], span_offsets[inner + 1])
+        spans_k2 = np.stack([starts[chosen], stops[chosen]], axis=1).astype(np.int64)
+        spans_k2[1:] -= ends_k[:-1, None]
+        return sequences, value, [spans_k2]
 
 
 def _record_batch(maps: ShardMaps, number: int) -> Any:
@@ -186,16 +212,34 @@ class ExampleSet:
     """Examples of one split for evaluation, the same on every rank; the shortest first, so that little is padded.
 
     `num_documents` and `num_targets` count the examples that are scored, `num_documents_too_long` those left out.
+    `documents`: the numbers in the split of those to take, ascending, instead of `max_documents` of them.
     """
 
-    def __init__(self, shards: Path, split: str, seq_len: int, max_documents: int | None = None) -> None:
+    def __init__(
+        self,
+        shards: Path,
+        split: str,
+        seq_len: int,
+        max_documents: int | None = None,
+        documents: IntArray | None = None,
+    ) -> None:
         self._rows = ExampleRows(read_shards(Path(shards), split=split), seq_len=seq_len, too_long="drop")
         num_rows = self._rows.num_rows
-        order = RowOrder(self._rows.shards.manifest_sha256, seed=0, epoch=0, num_rows=num_rows)
-        chosen = order.rows_at(np.arange(min(num_rows, max_documents or num_rows)))
+        if documents is not None:
+            chosen = self._rows.rows_of(documents)
+        else:
+            order = RowOrder(self._rows.shards.content_sha256, seed=0, epoch=0, num_rows=num_rows)
+            chosen = order.rows_at(np.arange(min(num_rows, max_documents or num_rows)))
+        if not len(chosen):
+            raise NothingToScoreError(
+                f"{shards}: the examples of split {split!r} to score are all longer than seq_len {seq_len:,}; raise "
+                "data.seq_len"
+            )
         self._chosen = chosen[np.argsort(self._rows.lengths[chosen], kind="stable")]
         self.num_documents = self.num_targets = len(chosen)
         self.num_documents_too_long = self._rows.counts.num_documents_too_long
+        if documents is not None:
+            self.num_documents_too_long = len(documents) - len(chosen)
         self.num_bytes = 0
 
     @property

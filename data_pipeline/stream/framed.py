@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from data_pipeline.shards.format import RecordKind, ShardSet, read_shards, tokenizer_folder
 from data_pipeline.shards.reader import document_lengths
-from data_pipeline.stage import StageError
+from data_pipeline.stage import NothingToScoreError, StageError
 from data_pipeline.stream.batch import Batch, RowBuffers, padding_batch
 from data_pipeline.stream.maps import ShardMaps
 from data_pipeline.stream.order import RowOrder
@@ -102,20 +102,27 @@ class FramedSet:
     """Framed rows of whole documents of one split for evaluation, the same on every rank; each id stands in one row.
 
     `num_documents`, `num_bytes`: of the documents that are taken: at most `max_documents`, chosen evenly by the keyed
-    order of the shards, as for bits per byte.
+    order of the shards, as for bits per byte; or those of `documents`, ascending numbers.
     """
 
     num_documents_too_long = 0  # none is left out
 
-    def __init__(self, shards: Path, split: str, seq_len: int, max_documents: int | None = None) -> None:
+    def __init__(
+        self,
+        shards: Path,
+        split: str,
+        seq_len: int,
+        max_documents: int | None = None,
+        documents: IntArray | None = None,
+    ) -> None:
         self.seq_len = seq_len
         self._shards = read_shards(Path(shards), split=split)
         self._tokens = frame_tokens(Path(shards))
         self._maps = ShardMaps(self._shards)
-        starts, lengths, num_bytes = _chosen_documents(self._maps, max_documents)
+        starts, lengths, num_bytes = _chosen_documents(self._maps, max_documents, documents)
         self.num_documents, self.num_bytes = len(starts), int(num_bytes.sum())
         if not lengths.any():
-            raise StageError(
+            raise NothingToScoreError(
                 f"{shards}: the {self.num_documents:,} documents of split {split!r} chosen for evaluation hold no "
                 "token beside their EOS; take more documents, or build the shards again with more held-out text"
             )
@@ -175,7 +182,9 @@ def _gather(
     )
 
 
-def _chosen_documents(maps: ShardMaps, max_documents: int | None) -> tuple[IntArray, IntArray, IntArray]:
+def _chosen_documents(
+    maps: ShardMaps, max_documents: int | None, documents: IntArray | None
+) -> tuple[IntArray, IntArray, IntArray]:
     """(first token, ids without EOS, bytes of text) of the chosen documents of a split, in shard order."""
     shards = maps.shards
     starts, lengths, num_bytes = ([np.empty(0, np.int64)] for _ in range(3))
@@ -189,12 +198,11 @@ def _chosen_documents(maps: ShardMaps, max_documents: int | None) -> tuple[IntAr
             first_token += int(tokens.sum())
         assert first_token <= shards.num_tokens, file.path
     columns = (np.concatenate(column) for column in (starts, lengths, num_bytes))
-    if max_documents is None or max_documents >= shards.num_documents:
-        first, second, third = columns
-        return first, second, third
-    order = RowOrder(shards.manifest_sha256, seed=0, epoch=0, num_rows=shards.num_documents)
-    chosen = np.sort(order.rows_at(np.arange(max_documents)))
-    first, second, third = (column[chosen] for column in columns)
+    chosen = documents
+    if documents is None and max_documents is not None and max_documents < shards.num_documents:
+        order = RowOrder(shards.content_sha256, seed=0, epoch=0, num_rows=shards.num_documents)
+        chosen = np.sort(order.rows_at(np.arange(max_documents)))
+    first, second, third = columns if chosen is None else (column[chosen] for column in columns)
     return first, second, third
 
 

@@ -93,6 +93,12 @@ class Stream:
         return self._next_row // self.rows.num_rows
 
     @property
+    def has_ended_epoch(self) -> bool:
+        """Whether the step before the current one held the last row of an epoch."""
+        before = self._next_row - self.global_batch_sequences
+        return before >= 0 and self._next_row // self.rows.num_rows > before // self.rows.num_rows
+
+    @property
     def next_row(self) -> int:
         """Rows that all ranks have consumed since the start, over all epochs."""
         return self._next_row

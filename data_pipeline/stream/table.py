@@ -86,7 +86,7 @@ def rows_identity(
 
     `frame`: of framed rows, the ids before and behind each piece.
     """
-    decided_by = [FORMAT_VERSION, shards.manifest_sha256, shards.split, packing, seq_len, *(frame or ())]
+    decided_by = [FORMAT_VERSION, shards.content_sha256, shards.split, packing, seq_len, *(frame or ())]
     return fingerprint(decided_by if shards.record == "document" else [*decided_by, too_long])
 
 

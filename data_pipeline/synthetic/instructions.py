@@ -32,7 +32,7 @@ from data_pipeline.synthetic.verbs import asked, finite, quoted
 WORLD_HELDOUT_SHARE = 0.2
 _ACTIVITY_SHARE = 0.7
 # (people, things told of each): in most passages an answer has a rival of its kind, in the others one of another.
-_PASSAGE_SIZES = {(1, 2): 0.2, (1, 3): 0.1, (2, 1): 0.3, (2, 2): 0.25, (3, 1): 0.15}
+PASSAGE_SIZES = {(1, 2): 0.2, (1, 3): 0.1, (2, 1): 0.3, (2, 2): 0.25, (3, 1): 0.15}
 _POLITE = partial(finite, level="polite")
 _FORMAL = partial(finite, level="formal")
 
@@ -73,7 +73,7 @@ def _instruction(kind: str, instruction: str, given: str, output: str, about: fr
 
 def _lookup(rng: random.Random, split: Split) -> Instruction:
     """A page of one question: the passage and the question are the row's input, as Alpaca's tasks have theirs."""
-    facts = draw_facts(rng, _PASSAGE_SIZES, split=split)
+    facts = draw_facts(rng, PASSAGE_SIZES, split=split)
     fact = rng.choice(facts)
     question = rng.choice(fact.frame.questions)
     about = frozenset[Combination]().union(*(known.combinations for known in facts))

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from data_pipeline.corpus.archive import ExpansionLimits
 from data_pipeline.corpus.build import STAGING
 from data_pipeline.corpus.read import FileRange, Reading
-from data_pipeline.corpus.records import AnyRecord, Record, Reject, iterate_records
+from data_pipeline.corpus.record_texts import iterate_texts
+from data_pipeline.corpus.records import AnyRecord, Record, Reject
 from data_pipeline.corpus.sources import InputConfig, InputFile, find_files
-from data_pipeline.stage import MANIFEST_NAME, StageError, read_manifest
+from data_pipeline.stage import MANIFEST_NAME, StageError
 
 MAX_NAMED = 5  # rejects that are told by name
 MAX_PIECE_CHARS = 1 << 18  # a longer text (a file of lines is one) is sampled in pieces, cut behind a line
@@ -107,8 +108,8 @@ class _Kept:
 def read_sample(path: Path, *, max_bytes: int, text_column: str = "text") -> Sample:
     """About `max_bytes` of UTF-8 of the corpus folder, the folder or the file at `path`.
 
-    Sources are those of the corpus, of raw files the names of what lies in the folder. Of instructions the turns are
-    measured, without what a template writes around them.
+    Sources are those of the corpus, of raw files the names of what lies in the folder. Of instructions and
+    other rows the texts are measured, without what a template or a frame writes around them.
 
     Raises:
         StageError: nothing there, no text in it, an unfinished corpus, or a column that is missing.
@@ -138,16 +139,8 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _corpus_rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    record = read_manifest(path, kind="corpus").get("record", "document")
-    content = "text" if record == "document" else "messages"
-    for batch in iterate_records(path, columns=["id", content, "source"]):
-        names = ("id", "source", content)
-        for key, source, held in zip(*(batch[name].to_pylist() for name in names), strict=True):
-            yield key, source, held if isinstance(held, str) else _turns(held)
-
-
-def _turns(messages: list[dict[str, str]]) -> str:
-    return "\n".join(part for turn in messages for part in (turn["content"], turn["input"]) if part)
+    for batch in iterate_texts(path):
+        yield from ((row.id, row.source, row.text) for row in batch)
 
 
 def _raw_rows(path: Path, text_column: str, rejects: _Rejects) -> Iterator[tuple[str, str, str]]:

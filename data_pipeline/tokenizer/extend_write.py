@@ -94,8 +94,8 @@ def write_plan(plan: Plan, output: Path) -> Manifest:
     return manifest
 
 
-def write_tokenizer_folder(plan: Plan, folder: Path, *, is_final: bool = True) -> Manifest:
-    """The files of an extended tokenizer in an empty `folder`; a manifest too where nothing else will stand there."""
+def write_tokenizer_folder(plan: Plan, folder: Path) -> Manifest:
+    """The files of an extended tokenizer in an empty `folder`, the manifest last."""
     source = tokenizer_file(plan.config.tokenizer).parent
     for name in COMPANIONS:
         if (source / name).is_file():
@@ -106,8 +106,6 @@ def write_tokenizer_folder(plan: Plan, folder: Path, *, is_final: bool = True) -
     disk.write_json(folder / EXTENSION_NAME, extension)
     fingerprint = tokenizer_fingerprint(folder)
     _check_written(plan, folder)
-    if not is_final:
-        return {"tokenizer_fingerprint": fingerprint}
     if plan.choices:
         disk.write_json(folder / CANDIDATES_NAME, [asdict(choice) for choice in plan.choices])
     vocab_size = plan.tokens[-1].id + 1
@@ -130,7 +128,7 @@ def write_tokenizer_folder(plan: Plan, folder: Path, *, is_final: bool = True) -
             "tokenizer_fingerprint": fingerprint,
             "vocab_size": vocab_size,
             "extended_from": summary,
-            "files": [asdict(_record(folder, name)) for name in names],
+            "files": [asdict(file_record(folder, name)) for name in names],
             "config": to_tree(plan.config),
             "inputs": inputs,
             "inputs_sha256": stage.fingerprint(inputs),
@@ -138,7 +136,8 @@ def write_tokenizer_folder(plan: Plan, folder: Path, *, is_final: bool = True) -
     )
 
 
-def _record(folder: Path, name: str) -> FileRecord:
+def file_record(folder: Path, name: str) -> FileRecord:
+    """What a manifest says of a file of `folder`."""
     path = folder / name
     return FileRecord(name, path.stat().st_size, disk.sha256_of(path))
 

@@ -29,15 +29,27 @@ def tokenizer_fingerprint(folder_or_file: str | Path) -> str:
 
 
 def tokenizer_file(folder_or_file: str | Path) -> Path:
-    """The `tokenizer.json` in a folder, or the file itself; raises StageError where there is none."""
+    """The `tokenizer.json` in a folder, of a name of the hub, or the file itself; BERT's vocab.txt is made one.
+
+    Raises:
+        StageError: there is none, or the hub can't be reached.
+    """
     path = Path(folder_or_file)
+    if not path.exists():
+        from data_pipeline.tokenizer.found import hub_folder
+
+        path = hub_folder(path) or path
     file = path / TOKENIZER_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise StageError(
-            f"{path}: no {TOKENIZER_FILE} there; give a folder that `dure tokenizer train` or "
-            "`AutoTokenizer.save_pretrained` wrote"
-        )
-    return file
+    if file.is_file():
+        return file
+    if (path / "vocab.txt").is_file():
+        from data_pipeline.tokenizer.found import from_vocab
+
+        return from_vocab(path)
+    raise StageError(
+        f"{path}: no {TOKENIZER_FILE} there; give a folder that `dure tokenizer train` or "
+        "`AutoTokenizer.save_pretrained` wrote, or a name of the hub such as klue/bert-base"
+    )
 
 
 def read_tokenizer_json(file: Path) -> dict[str, Any]:

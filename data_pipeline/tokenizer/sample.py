@@ -1,7 +1,8 @@
 """Which documents a tokenizer is trained and measured on: a share by the hash of their ids, none that is held out.
 
-A document is in or out by its id alone, so that the sample of a corpus does not depend on how it is spread over files.
-With weights each source has a share of its own; one more pass over the corpus finds how large.
+One is in or out by its id alone, so that the sample of a corpus does not depend on how it is spread over files. Records
+of other kinds are documents here, each with all of its texts. With weights each source has a share of its own; one more
+pass over the corpus finds how large.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.corpus.records import HELDOUT, iterate_documents
+from data_pipeline.corpus.record_texts import iterate_texts
+from data_pipeline.corpus.records import HELDOUT
 from data_pipeline.stage import StageError, read_manifest
 
 NUM_SLOTS = 4_096  # into which a source's documents are counted by their hash: 32 KiB a source
@@ -75,13 +77,11 @@ def sample_rows(
         share = min(1.0, max_bytes / max(read_manifest(corpus, kind="corpus")["num_text_bytes"], 1))
         limits = dict.fromkeys(_sources(corpus), share)
     is_empty = True
-    columns = ["id", "text", "source", "split_hint"]
-    for batch in iterate_documents(corpus, columns=columns):
-        rows = zip(*(batch[name].to_pylist() for name in columns), strict=True)
+    for batch in iterate_texts(corpus):
         chosen = [
-            SampledText(text, source)
-            for key, text, source, hint in rows
-            if hint != HELDOUT and is_chosen(key, share=limits[source], salt=salt)
+            SampledText(row.text, row.source)
+            for row in batch
+            if row.split_hint != HELDOUT and is_chosen(row.id, share=limits[row.source], salt=salt)
         ]
         if chosen:
             is_empty = False
@@ -89,7 +89,8 @@ def sample_rows(
     if is_empty:
         raise StageError(
             f"{corpus}: no document to train a tokenizer on (held out ones, 검증용, are left out); "
-            "give a corpus with training documents, or set validation_is_heldout: false when it is built"
+            "give a corpus with training documents, or set validation_is_heldout: false (or split: train) when it is "
+            "built"
         )
 
 
@@ -106,9 +107,8 @@ def source_limits(corpus: Path, *, max_bytes: int, salt: str, source_weights: Ma
     """
     check_weights(corpus, source_weights)
     slots = {source: np.zeros(NUM_SLOTS, dtype=np.int64) for source in source_weights}
-    for batch in iterate_documents(corpus, columns=["id", "text", "source", "split_hint"]):
-        rows = zip(*(batch[name].to_pylist() for name in ("id", "text", "source", "split_hint")), strict=True)
-        for key, text, source, hint in rows:
+    for batch in iterate_texts(corpus):
+        for key, source, hint, text in batch:
             if hint != HELDOUT:
                 slots[source][_hash(key, salt=salt) * NUM_SLOTS // _HASHES] += len(text.encode())
     available = {source: int(sums.sum()) for source, sums in slots.items()}

@@ -120,6 +120,25 @@ def test_labelled_rows_become_examples_by_the_tokenizer_of_the_model(tmp_path: P
     assert read_manifest(shards, kind="shards")["splits"]["train"]["num_cut"] == found.num_documents
 
 
+@pytest.mark.parametrize(("record", "num_sequences"), [("preference", 2), ("feedback", 1), ("prompt", 2)])
+def test_compared_answers_become_shards_of_the_record_that_the_stage_needs(
+    tmp_path: Path, record: str, num_sequences: int
+) -> None:
+    rows = [{"prompt": f"{n}째 질문", "chosen": text, "rejected": "몰라"} for n, text in enumerate(TEXTS)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    keys = {"inputs": [str(path)], "record": record, "cache": str(tmp_path / "cache"), "heldout_fraction": 0}
+    keys |= {"template": "koalpaca", "max_tokens": 400, "tokenizer": str(write_plain(tmp_path / "plain"))}
+
+    shards, ran = prepare(validate(keys, RawDataConfig, where="test"))
+
+    found = read_shards(shards, split="train")
+    assert ran == ["corpus", "shards"]
+    assert (found.record, found.num_sequences) == (record, num_sequences)
+    with pytest.raises(ConfigError, match=f"record is '{record}', but there is no template"):
+        validate({**keys, "template": None}, RawDataConfig, where="test")
+
+
 @pytest.mark.parametrize("record", ["label", "pair"])
 def test_examples_without_a_tokenizer_are_refused(record: str) -> None:
     with pytest.raises(ConfigError, match=f"record is '{record}', but there is no tokenizer; name that of the model"):

@@ -79,15 +79,28 @@ def _fork(work: Work, *, rank: int, num_ranks: int, store: Path) -> int:
         return pid
     code = 1
     try:
+        _forget_accelerators()
         _join(rank=rank, num_ranks=num_ranks, store=store)
         work(Ranks(rank=rank, world_size=num_ranks, local_rank=rank, device=torch.device("cpu")))
         code = 0
     except BaseException:
-        if os.environ.get("FAULT_TRACEBACKS"):
-            traceback.print_exc()
+        _told(store.parent, rank).write_text(traceback.format_exc())
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def _forget_accelerators() -> None:
+    """What accelerate keeps of a process: a Trainer of an earlier test would decide how many ranks there are here."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+
+
+def _told(scratch: Path, rank: int) -> Path:
+    """Where a rank that raised leaves why."""
+    return scratch / f"traceback-{rank}.txt"
 
 
 def _join(*, rank: int, num_ranks: int, store: Path) -> None:
@@ -113,7 +126,8 @@ def count_moments(subject: Subject, checkpoints: Path, *, step: int, scratch: Pa
         (scratch / f"moments-{ranks.rank}").write_text("\n".join(moments))
 
     codes = run_ranks(work, num_ranks=subject.num_ranks, scratch=scratch)
-    assert codes == [0] * subject.num_ranks, f"the save fails without any fault: exit codes {codes}"
+    told = "\n".join(_told(scratch, rank).read_text() for rank, code in enumerate(codes) if code == 1)
+    assert codes == [0] * subject.num_ranks, f"the save fails without any fault: exit codes {codes}\n{told}"
     return [len((scratch / f"moments-{rank}").read_text().splitlines()) for rank in range(subject.num_ranks)]
 
 

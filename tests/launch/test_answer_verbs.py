@@ -207,6 +207,26 @@ def test_generate_goes_on_with_a_file_that_was_cut(
     assert "all 5 rows are answered already" in capsys.readouterr().out
 
 
+def test_rows_that_can_not_be_asked_stand_among_the_answers(
+    world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "rows.csv", tmp_path / "answers.jsonl"
+    source.write_bytes("번호,원문\n1,작은 여우\n2,\n3,큰 사슴\n".encode("cp949"))
+    words = ["generate", str(world.talker), "--input", str(source), "--output", str(output), "--task", "translate"]
+
+    assert cli.main([*words, "--max-new-tokens", "4"]) == 0
+
+    printed = capsys.readouterr().out
+    assert "1 of 3 rows can't be asked" in printed and "1 empty_text: row 1: the text is empty" in printed
+    assert "2 rows answered (완료)" in printed
+    lines = lines_of(output)
+    assert [line["row"] for line in lines] == [0, 1, 2]
+    assert [line.get("원문") for line in lines] == ["작은 여우", None, "큰 사슴"]
+    assert lines[1] == {"row": 1, "error": "empty_text: the text is empty, or space alone"}
+    assert cli.main([*words, "--max-new-tokens", "4"]) == 0
+    assert "all 3 rows are answered already" in capsys.readouterr().out
+
+
 def test_generate_refuses_a_file_that_was_made_in_another_way(
     world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,7 +66,7 @@ def test_pairs_are_refused_and_told_by_the_verb(tmp_path: Path, capsys: pytest.C
     assert cli.main([*command, "--output", str(tmp_path / "s"), "drop_faulty_rows=true"]) == 0
     found = figures(capsys.readouterr().out)
     assert (found["train examples"], found["sequences an example"]) == ("5", "3")
-    assert (found["train rows without the third text of others"], found["train rows with a score"]) == ("1", "0")
+    assert (found["train rows without a text that others have"], found["train rows with a score"]) == ("1", "0")
 
 
 def test_a_key_of_another_record_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -335,9 +335,10 @@ def test_data_that_is_gone_is_named(tmp_path: Path) -> None:
     assert f"{tmp_path}/shards/manifest.json: not there (any more)" in page.text
 
 
-def test_runs_of_one_stage_share_a_scale(tmp_path: Path) -> None:
+def test_runs_of_one_stage_that_followed_one_another_share_a_scale(tmp_path: Path) -> None:
     high = make_run(tmp_path, name="high", steps=[step_line(1, lr=4e-3), step_line(2, lr=4e-3)])
-    low = make_run(tmp_path, name="low", steps=[step_line(1, lr=1e-3), step_line(2, lr=1e-3)])
+    steps = [step_line(1, lr=1e-3), step_line(2, lr=1e-3)]
+    low = make_run(tmp_path, name="low", steps=steps, model={"from": str(high)})
 
     report(tmp_path, high, low)
     together = ticks_of(tmp_path / "page.html")
@@ -380,7 +381,7 @@ def test_the_verb_writes_into_the_first_run_and_takes_names_and_checkpoints(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path / "runs", name="첫 번째")
-    make_run(tmp_path / "runs", name="second")
+    make_run(tmp_path / "runs", name="second", model={"from": "첫 번째"})
     checkpoint = run / "checkpoints" / "step-00000050"
     checkpoint.mkdir()
     for name in ("config.yaml", "COMPLETE"):

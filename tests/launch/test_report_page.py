@@ -16,6 +16,7 @@ from launch.report import SECTIONS, write_report
 from tests import browser
 from tests.launch.report_runs import evaluation_line, make_data, make_run, step_line, write_answers
 from tests.launch.test_report import hostile_run
+from tests.launch.test_report_preference import dpo_run, told
 
 pytestmark = pytest.mark.stages
 
@@ -147,6 +148,19 @@ def test_hostile_and_empty_pages_keep_their_width(tmp_path: Path) -> None:
 
     for width, found in measured(page).items():
         assert found["faults"] == [], width
+
+
+def test_a_chain_of_three_runs_is_drawn_whole_at_every_width(tmp_path: Path) -> None:
+    first = make_run(tmp_path, name="pretrain")
+    second = make_run(tmp_path, name="sft", stage="sft", model={"from": str(first)})
+    third = dpo_run(tmp_path, model={"from": str(second)})
+    page = write_report([first, second, third], tmp_path / "report.html", extra={"preference": told()})
+
+    for width, found in measured(page).items():
+        assert found["faults"] == [], width
+        assert len(found["strokes"]) == 6 + 6 + 9
+        assert found["letters"] > 9.5, width
+        assert found["contrast"][0] >= 4.5, found["contrast"]
 
 
 def test_a_faulty_page_is_noticed(two_runs: Path, tmp_path: Path) -> None:

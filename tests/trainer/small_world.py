@@ -123,6 +123,27 @@ class SmallWorld:
         return self._examples("triplets", rows)
 
     @cached_property
+    def prompts(self) -> Path:
+        """Questions alone, each with an answer that a reward may compare with."""
+        rows = [
+            {"prompt": question(size, animal, place), "answer": f"{place}에 산다."}
+            for size, animal, place in itertools.product(SIZES, ANIMALS, PLACES)
+        ]
+        columns = {"prompt": "prompt", "answer": "answer"}
+        inputs = [{"path": str(self.root / "prompts.jsonl"), "source": SOURCE, "columns": columns}]
+        return self._corpus("prompts", rows, record="prompt", inputs=inputs)
+
+    @cached_property
+    def preferences(self) -> Path:
+        """Questions with the right answer, and with that of another place; sometimes longer, sometimes shorter."""
+        return self._corpus("preferences", _preferred(), record="preference")
+
+    @cached_property
+    def feedback(self) -> Path:
+        """The same answers one by one, desirable or not."""
+        return self._corpus("feedback", _preferred(), record="feedback")
+
+    @cached_property
     def tokenizer(self) -> Path:
         """A byte-level BPE, so small that a Korean character is often several tokens."""
         paths = {"corpus": self.corpus, "output": self.root / "tokenizer"}
@@ -156,6 +177,18 @@ class SmallWorld:
     @cached_property
     def triplet_shards(self) -> Path:
         return self._shards("triplet-shards", self.triplets)
+
+    @cached_property
+    def preference_shards(self) -> Path:
+        return self._shards("preference-shards", self.preferences, template="koalpaca")
+
+    @cached_property
+    def feedback_shards(self) -> Path:
+        return self._shards("feedback-shards", self.feedback, template="koalpaca")
+
+    @cached_property
+    def prompt_shards(self) -> Path:
+        return self._shards("prompt-shards", self.prompts, template="koalpaca")
 
     @cached_property
     def bert(self) -> Path:
@@ -255,6 +288,17 @@ class SmallWorld:
 
 
 _SAID = (("지루하다", SENTIMENTS[0]), ("재미있다", SENTIMENTS[1]), ("따분하다", SENTIMENTS[0]))
+
+
+def _preferred() -> list[dict[str, str]]:
+    rows = []
+    for number, (size, animal, place) in enumerate(itertools.product(SIZES, ANIMALS, PLACES)):
+        far = PLACES[(PLACES.index(place) + 1 + number % 5) % len(PLACES)]
+        right, wrong = f"{place}에 산다.", f"{far}에 산다."
+        if number % 3:
+            right, wrong = (f"그 {right}", wrong) if number % 3 == 1 else (right, f"그 {wrong}")
+        rows.append({"prompt": question(size, animal, place), "chosen": right, "rejected": wrong})
+    return rows
 
 
 def _answered() -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.trainer.small_world import TINY_BERT, SmallWorld
-from tests.trainer.tiny_run import tiny_config
+from tests.trainer.tiny_run import REPO, tiny_config
 from trainer.config import TrainConfig
 
 
@@ -38,16 +38,34 @@ class StageCase:
 
 
 LORA = {"adapter": {"rank": 4, "dropout": 0.0}}
+QUANTIZED = {"model": {"quantization": {"compute_dtype": "fp32"}}}
+# Questions are shorter than 64 ids; a new model says eight of anything, and almost never ends.
+ONLINE: dict[str, Any] = {"data": {"seq_len": 64}}
+ROLLOUT = {
+    "reward": {"function": f"{REPO}/tests/trainer/reward_functions.py:round_shapes", "missing_eos_penalty": 0.1},
+    "max_new_tokens": 8,
+    "evaluation_temperature": 1.0,
+    "num_shown": 2,
+}
+PPO = ROLLOUT | {"num_passes": 2, "target_kl": 0.5}
+GRPO = ROLLOUT | {"num_samples": 2, "kl_weight": 0.1}
 CASES: dict[str, StageCase] = {
     "mlm": StageCase("mlm", "shards", {"data": {"seq_len": 48}}, starts_new=True),
     "mlm-words": StageCase("mlm", "shards", {"data": {"seq_len": 48}, "mlm": {"whole_words": True}}),
     "classify": StageCase("classify", "review_shards", {"classify": {"class_weights": "balanced"}}),
     "classify-pairs": StageCase("classify", "premise_shards", starts_new=True),
     "classify-lora": StageCase("classify", "review_shards", LORA),
-    "classify-qlora": StageCase(
-        "classify", "review_shards", LORA | {"model": {"quantization": {"compute_dtype": "fp32"}}}, base="llama"
-    ),
+    "classify-qlora": StageCase("classify", "review_shards", LORA | QUANTIZED, base="llama"),
     "embed": StageCase("embed", "pair_shards"),
     "embed-scores": StageCase("embed", "scored_pair_shards", {"embed": {"loss": "cosine"}}),
+    "dpo": StageCase("dpo", "preference_shards", base="llama"),
+    "dpo-qlora": StageCase("dpo", "preference_shards", LORA | QUANTIZED, base="llama"),
+    "orpo": StageCase("orpo", "preference_shards", {"orpo": {"odds_weight": 1.0}}, base="llama"),
+    "cpo-simpo": StageCase("cpo", "preference_shards", LORA | {"cpo": {"loss": "simpo", "beta": 2.0}}, base="llama"),
+    "kto": StageCase("kto", "feedback_shards", {"kto": {"beta": 0.5}}, base="llama"),
+    "kto-lora": StageCase("kto", "feedback_shards", LORA | {"kto": {"beta": 0.5}}, base="llama"),
+    "reward": StageCase("reward", "preference_shards", LORA, base="llama"),
+    "ppo": StageCase("ppo", "prompt_shards", LORA | ONLINE | {"ppo": PPO}, base="llama"),
+    "grpo": StageCase("grpo", "prompt_shards", LORA | ONLINE | {"grpo": GRPO}, base="llama"),
     "embed-triplets": StageCase("embed", "triplet_shards", {"embed": {"loss": "triplet", "margin": 5.0}}),
 }

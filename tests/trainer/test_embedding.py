@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from trainer.config import TrainConfig, unread_keys
 from trainer.debug_config import as_debug
 from trainer.model import Vocabulary, make_model
 from trainer.model_config import ModelConfig
+from trainer.objectives import embedding_scores
 from trainer.objectives.embedding import Embedding
 from trainer.objectives.embedding_scores import average_ranks, correlation
 from trainer.objectives.in_batch import Units, contrast
@@ -207,13 +209,17 @@ def test_equal_texts_do_not_break_a_triplet() -> None:
 
 
 def scored(
-    vectors: torch.Tensor, *sizes: int, values: NDArray[np.float64] | None = None, **keys: Any
+    vectors: torch.Tensor,
+    *sizes: int,
+    values: NDArray[np.float64] | None = None,
+    texts: list[NDArray[np.int64]] | None = None,
+    **keys: Any,
 ) -> dict[str, Any]:
-    """The figures of an evaluation whose batches of those sizes have these vectors."""
+    """The figures of an evaluation whose batches of those sizes have these vectors; all `texts` are others if None."""
     scorer = objective(**keys).scorer(num_bytes=0)
     generator = np.random.default_rng(3)
     num, each, _ = vectors.shape
-    whole = batch_of([generator.integers(5, 97, 9) for _ in range(num * each)], each=each, values=values)
+    whole = batch_of(texts or [generator.integers(5, 97, 9) for _ in range(num * each)], each=each, values=values)
     start = 0
     for part, size in zip(cut(whole, *sizes), sizes, strict=True):
         scorer.add(part, Outcome(torch.zeros(()), {}, vectors[start : start + size]))
@@ -238,6 +244,76 @@ def test_recall_is_among_all_held_out_positives() -> None:
     assert found["num_candidates"] == 30
     far = (unit[:, 0] * unit[:, 2]).sum(1)
     assert found["triplet_accuracy"] == pytest.approx(float((cosines.diagonal() > far).double().mean()))
+
+
+def text(number: int) -> NDArray[np.int64]:
+    return np.array([2, 5 + number, 3])
+
+
+def test_an_answer_that_stands_in_many_rows_is_one_candidate() -> None:
+    """One question finds a wrong answer nearest, which eleven others have: its own is the second, not the twelfth."""
+    right, wrong = functional.normalize(torch.tensor([[1.0, 0.4], [1.0, 0.0]]), dim=1)
+    vectors = torch.stack([torch.stack([wrong, right])] + [torch.stack([wrong, wrong])] * 11)
+    texts = [text(0), text(50)] + [each for row in range(1, 12) for each in (text(row), text(51))]
+
+    found = scored(vectors, 12, texts=texts)
+
+    assert found["num_candidates"] == 2
+    assert found["recall_at_1"] == pytest.approx(11 / 12)
+    assert (found["recall_at_10"], found["mrr"]) == (1.0, pytest.approx((11 + 1 / 2) / 12))
+
+
+def test_what_answers_an_equal_question_is_no_wrong_answer_wherever_else_it_stands() -> None:
+    near, nearer = functional.normalize(torch.tensor([[1.0, 0.4], [1.0, 0.1]]), dim=1)
+    ask = torch.tensor([1.0, 0.0])
+    # The first two rows ask the same; the answer of the second stands under another question too.
+    vectors = torch.stack([torch.stack(row) for row in ((ask, near), (ask, nearer), (-ask, nearer))])
+    texts = [text(0), text(50), text(0), text(51), text(1), text(51)]
+
+    found = scored(vectors, 3, texts=texts)
+
+    assert found["num_candidates"] == 2
+    assert found["mrr"] == pytest.approx((1 + 1 + 1 / 2) / 3), "the third finds what is not its own"
+
+
+def test_figures_of_retrieval_do_not_depend_on_how_many_are_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = torch.randn(40, 2, 8, generator=torch.Generator().manual_seed(7))
+    generator = np.random.default_rng(8)
+    texts = [text(int(number)) for number in generator.integers(0, 30, 80)]
+    at_once = scored(vectors, 40, texts=texts)
+
+    monkeypatch.setattr(embedding_scores, "MAX_LOGITS", 70)
+
+    parts = scored(vectors, 40, texts=texts)
+    assert parts["num_candidates"] == at_once["num_candidates"] < 40
+    assert [parts[key] for key in ("recall_at_1", "recall_at_10")] == [
+        at_once[key] for key in ("recall_at_1", "recall_at_10")
+    ]
+    assert parts["mrr"] == pytest.approx(at_once["mrr"])
+
+
+def test_pairs_without_a_score_are_left_out_of_correlations_and_loss_and_counted() -> None:
+    generator = np.random.default_rng(9)
+    vectors = torch.from_numpy(generator.normal(size=(20, 2, 8)).astype(np.float32))
+    scores = generator.uniform(-1, 1, 20)
+    partly = scores.copy()
+    partly[[3, 11]] = np.nan
+    kept = ~np.isnan(partly)
+
+    found = scored(vectors, 7, 13, values=partly, loss="cosine")
+
+    alone = scored(vectors[torch.from_numpy(kept)], 18, values=scores[kept], loss="cosine")
+    assert (found["spearman"], found["pearson"]) == pytest.approx((alone["spearman"], alone["pearson"]))
+    assert found["num_unscored"] == 2 and "num_unscored" not in alone
+    assert np.isnan(scored(vectors, 20, values=np.full(20, np.nan), loss="cosine")["spearman"])
+    made, ours = encoder().eval(), objective(loss="cosine")
+    batch = some_examples(4)
+    lacking = dataclasses.replace(batch, values=np.array([batch.values[0], np.nan, batch.values[2], np.nan]))
+    assert (ours.weight(batch), ours.weight(lacking)) == (4, 2)
+    each = [
+        float(ours(made, part).detach()) for part in (cut(batch, 1, 1, 1, 1)[0], cut(batch, 1, 1, 1, 1)[2], lacking)
+    ]
+    assert each[2] == pytest.approx(each[0] + each[1], rel=1e-5)
 
 
 def test_a_held_out_loss_does_not_depend_on_its_batches() -> None:

@@ -19,7 +19,8 @@ import torch
 from data_pipeline.shards.format import read_shards
 from data_pipeline.stream.examples import ExampleRows
 from launch.verb_evaluate import evaluate_saved
-from tests.trainer.small_world import TINY_BERT, SmallWorld, small_world
+from tests.data_pipeline.shards.example_folders import build, stage_of, write_examples
+from tests.trainer.small_world import ANIMALS, TINY_BERT, SmallWorld, small_world
 from tests.trainer.tiny_run import lines_of, losses_of
 from trainer.errors import RunError
 from trainer.export import ExportOptions, export
@@ -317,6 +318,20 @@ def test_a_model_of_pairs_is_scored_over_scored_pairs_by_correlation(exports: Ex
     assert -1 <= of_run["spearman"] <= 1 and -1 <= of_run["pearson"] <= 1
     assert of_folder["pearson"] == pytest.approx(of_run["pearson"], abs=1e-5)
     assert "recall_at_1" not in of_run
+
+
+def test_pairs_that_nobody_scored_are_left_out_and_counted(exports: Exports, world: SmallWorld, tmp_path: Path) -> None:
+    rows = [{"text_a": f"{animal}는 산에 산다.", "text_b": f"산에 {animal}가 있다."} for animal in ANIMALS]
+    scored: list[dict[str, Any]] = [{**row, "score": float(number)} for number, row in enumerate(rows[:8])]
+    places = {}
+    for name, these in (("partly", [*scored, *rows[8:]]), ("whole", scored)):
+        corpus = write_examples(tmp_path / name / "c", "pair", [these], heldout=range(len(these)))
+        build(stage_of(corpus, world.tokenizer, tmp_path / name / "s"))
+        places[name] = evaluate_saved(str(exports.runs["cls"]), shards=str(tmp_path / name / "s"))
+
+    partly, whole = places["partly"], places["whole"]
+    assert (partly["num_documents"], partly["num_unscored"], "num_unscored" in whole) == (10, 2, False)
+    assert (partly["spearman"], partly["loss"]) == pytest.approx((whole["spearman"], whole["loss"]), rel=1e-5)
 
 
 def test_an_export_finds_what_its_run_finds(exports: Exports, world: SmallWorld) -> None:

@@ -20,7 +20,12 @@ from trainer.export_frame import frame_tokenizer
 
 ROWS = [("강릉은 바다와 커피로 이름난 도시다.", None), ("어디에 사느냐고", "강릉이라고 답했다."), ("가", "나 다")]
 EOS, SEP, CLS = 0, 4, 5
-FRAMES = {"bert": Frame("bert", CLS, SEP), "roberta": Frame("roberta", CLS, SEP), "plain": Frame("plain")}
+FRAMES = {
+    "bert": Frame("bert", CLS, SEP),
+    "roberta": Frame("roberta", CLS, SEP),
+    "plain": Frame("plain"),
+    "begun": Frame("plain", 6),
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,7 @@ def test_an_exported_tokenizer_frames_texts_as_shards_do(tokenizer: Path, tmp_pa
     found = exported(tokenizer, tmp_path / "it", FRAMES[kind])
 
     assert [found.encode(first, second).ids for first, second in ROWS] == framed(tokenizer, FRAMES[kind])
+    assert {ids[0] for ids in framed(tokenizer, FRAMES[kind])} == {FRAMES[kind].cls_id} or kind == "plain"
     assert tokenizer_fingerprint(tmp_path / "it") == tokenizer_fingerprint(tokenizer)
 
 

@@ -14,7 +14,7 @@ from data_pipeline.shards.format import Frame
 from data_pipeline.stream.batch import NO_ROW
 from data_pipeline.stream.examples import ExampleBatch
 from tests.trainer.tiny_run import tiny_config
-from trainer.gate_encoders import Seen, check_loss, check_rows, look_at
+from trainer.gate_encoders import Seen, check_loss, check_rows, look_at, padding_room, told_padding
 
 LABELLED: Any = SimpleNamespace(labels=("부정", "긍정"), frame=Frame("bert", 2, 3), vocab_size=50)
 PAIRED: Any = SimpleNamespace(labels=(), frame=Frame("bert", 2, 3), vocab_size=50)
@@ -99,3 +99,25 @@ def test_a_classifier_of_a_new_head_over_large_features_is_wrong_by_chance(tmp_p
     assert not check_loss(math.inf, brought, LABELLED, has_new_head=True).is_ok
     assert not check_loss(5.0, brought, LABELLED).is_ok
     assert not check_loss(5.0, new, LABELLED).is_ok
+
+
+def test_padding_is_tried_beyond_the_rows_up_to_the_models_positions() -> None:
+    model: Any = SimpleNamespace(config=SimpleNamespace(model_type="bert", max_position_embeddings=40))
+    offset: Any = SimpleNamespace(
+        config=SimpleNamespace(model_type="roberta", max_position_embeddings=40, pad_token_id=1)
+    )
+    endless: Any = SimpleNamespace(config=SimpleNamespace(model_type="bloom"))
+
+    assert [padding_room(model, length=length) for length in (16, 32, 37, 40)] == [8, 8, 3, 0]
+    assert [padding_room(offset, length=length) for length in (30, 37, 38)] == [8, 1, 0]
+    assert padding_room(endless, length=4096) == 8
+
+
+def test_padding_that_could_not_be_tried_is_said_to_be_unchecked() -> None:
+    tried, moved, untried = (
+        told_padding(moved, room=room, tolerance=1e-4) for moved, room in ((0.0, 8), (0.1, 8), (0.0, 0))
+    )
+
+    assert [check.is_ok for check in (tried, moved, untried)] == [True, False, True]
+    assert tried.value == "the loss moves by 0.0e+00 with 8 more"
+    assert untried.value == "not checked: no position is left to pad"

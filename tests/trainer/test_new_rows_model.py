@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from data_pipeline.stage import read_manifest, verify_files
 from launch.cli import main
 
 pytestmark = pytest.mark.stages
@@ -112,6 +113,32 @@ def test_a_row_copied_from_cls_gives_the_outputs_of_cls(bert: Path, tmp_path: Pa
 
     assert torch.equal(one, two)
     assert torch.equal(one[..., 2], one[..., int(with_new[0, 0])])
+
+
+def test_a_finished_tokenizer_gets_its_model_and_a_second_call_does_nothing(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, terms = tmp_path / "out", tmp_path / "out.txt"
+    terms.write_text("[newtoken]\nIfcBuilding\n")
+    assert main(["tokenizer", "extend", str(bert), "--tokens", str(terms), "--output", str(output)]) == 0
+    assert not (output / "config.json").exists()
+
+    assert extend(bert, output) == 0
+
+    assert "outputs equal to the bit" in capsys.readouterr().out
+    manifest = read_manifest(output, kind="tokenizer")
+    assert verify_files(output, manifest) == [] and {"model.safetensors", "tokenizer.json"} <= {
+        entry["name"] for entry in manifest["files"]
+    }
+    assert opened(output)[0].config.vocab_size == 64
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert extend(bert, output) == 0
+    assert main(["tokenizer", "extend", str(bert), "--tokens", str(terms), "--output", str(output)]) == 0
+    assert capsys.readouterr().out.count("up to date (이미 완료)") == 2
+    assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    assert extend(bert, output, "--init", "random") == 2
+    told = f"holds a model of {bert} with init 'mean_of_subtokens', now it is 'random'; give another --output"
+    assert told in capsys.readouterr().err
 
 
 def test_another_models_tokenizer_is_refused(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

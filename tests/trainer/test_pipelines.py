@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.small_world import NLI, SENTIMENTS, TINY_BERT, SmallWorld, small_world
+from tests.trainer.small_world import NLI, PLACES, SENTIMENTS, TINY_BERT, SmallWorld, small_world
 from trainer.conversation import open_speaker
 from trainer.export import ExportOptions, export
 from trainer.generate import Sampling
@@ -27,6 +27,8 @@ READER = Path(__file__).with_name("fresh_pipelines.py")
 NEAR = 1e-5
 SENTENCES = ["작은 여우 이야기는 재미있다.", "숲 장면은 지루하다. 사슴은 큰 편이다.", "두루미는 강에 산다."]
 PAIRS = [("여우는 산에 산다.", "산에 여우가 있다."), ("사슴은 들에 산다.", "사슴은 들에 살지 않는다.")]
+# Of more ids than a sequence had in training, which is less than the models have positions.
+LONG = " ".join(f"{place}의 여우는 {place}에 산다." for place in PLACES * 3)
 CANDIDATES = ["여우", "강"]
 TEMPLATE = "이 글은 {} 이야기다."
 SHORT = {"train": {"max_steps": 8, "schedule": {"warmup_steps": 1, "peak_lr": 1e-2}}, "checkpoint": {"every_steps": 8}}
@@ -94,6 +96,7 @@ def asked(world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Pipeli
         run = classifier(f"pipe-{name}", world.premise_shards, model=model)
         made.ask(f"{name}-pairs", run, "text-classification", pairs, top_k=None)
         made.ask(f"{name}-sentences", run, "text-classification", SENTENCES, top_k=None)
+        made.ask(f"{name}-long", run, "text-classification", [LONG], top_k=None, truncation=True)
     reviews = classifier("pipe-reviews", world.review_shards, model=BERT)
     made.ask("reviews", reviews, "text-classification", SENTENCES, top_k=None)
     lora = classifier("pipe-lora", world.premise_shards, model={"from": str(mlm)}, adapter={"rank": 4})
@@ -128,6 +131,17 @@ def theirs(told: list[Any]) -> list[dict[str, float]]:
 def largest_difference(one: list[dict[str, float]], other: list[dict[str, float]]) -> float:
     assert [row.keys() for row in one] == [row.keys() for row in other]
     return max(abs(a[label] - b[label]) for a, b in zip(one, other, strict=True) for label in a)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "llama", "neox"])
+def test_a_long_text_is_cut_where_training_cut_it(asked: Pipelines, name: str) -> None:
+    predictor = open_predictor(find_saved(asked.runs[f"{name}-long"]))
+    (framed,) = predictor.sequences([(LONG,)])
+    assert framed.num_cut > 128 - predictor.seq_len, "it would not fit the model's positions either"
+
+    found = largest_difference(theirs(asked[f"{name}-long"]), ours(asked.runs[f"{name}-long"], [(LONG,)]))
+
+    assert found < NEAR
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "llama", "neox"])

@@ -20,6 +20,7 @@ from data_pipeline.shards.reader import open_shard
 from data_pipeline.tokenizer.encode import Encoder
 from launch.verb_evaluate import confusion_lines, evaluate_saved
 from launch.verb_predict import predict as predict_verb
+from tests.data_pipeline.shards.example_folders import build, stage_of, write_examples
 from tests.data_pipeline.shards.folders import write_tokenizer
 from tests.trainer.small_world import NLI, TINY_BERT, SmallWorld, small_world
 from tests.trainer.tiny_run import lines_of
@@ -91,11 +92,23 @@ def run(world: SmallWorld) -> Path:
     steps = {"max_steps": 12, "schedule": {"warmup_steps": 1, "peak_lr": 1e-2}}
     evaluation = {"every_steps": 12, "max_documents": 1_000}
     sections: dict[str, Any] = {"model": model, "data": {"seq_len": 96}, "train": steps, "evaluation": evaluation}
-    return world.train("to-predict", world.premise_shards, stage="classify", **sections)
+    weights = {"class_weights": "balanced"}
+    return world.train("to-predict", world.premise_shards, stage="classify", classify=weights, **sections)
+
+
+def heldout_rows(world: SmallWorld) -> list[dict[str, Any]]:
+    """The records of the premises that the run did not learn from."""
+    heldout = {
+        record_id
+        for file in read_shards(world.premise_shards, split="heldout").files
+        for batch in open_shard(file)
+        for record_id in batch.column("record_id").to_pylist()
+    }
+    return [record for record in pq.read_table(world.premises / "data").to_pylist() if record["id"] in heldout]
 
 
 def ask(run: Path, source: Path, output: Path | None = None, **flags: Any) -> int:
-    plain = {"text_a": None, "text_b": None, "format": None, "batch": 4, "quantize": None}
+    plain = {"text_a": None, "text_b": None, "format": None, "batch": 4, "quantize": None, "checkpoint": None}
     tree = plain | {"path": str(run), "input": str(source), "output": str(output) if output else None} | flags
     return predict_verb(argparse.Namespace(**tree))
 
@@ -110,14 +123,7 @@ def write_csv(path: Path, rows: Sequence[Sequence[str]], names: Sequence[str] = 
 def test_predictions_of_the_held_out_rows_are_the_evaluations_confusion_matrix(
     world: SmallWorld, run: Path, tmp_path: Path
 ) -> None:
-    heldout = {
-        record_id
-        for file in read_shards(world.premise_shards, split="heldout").files
-        for batch in open_shard(file)
-        for record_id in batch.column("record_id").to_pylist()
-    }
-    records = pq.read_table(world.premises / "data").to_pylist()
-    rows = [record for record in records if record["id"] in heldout]
+    rows = heldout_rows(world)
     file = write_csv(tmp_path / "rows.csv", [(row["text_a"], row["text_b"]) for row in rows])
 
     assert ask(run, file, tmp_path / "told.jsonl") == 0
@@ -129,7 +135,7 @@ def test_predictions_of_the_held_out_rows_are_the_evaluations_confusion_matrix(
         assert line["probability"] == max(line["probabilities"].values())
         confusion[NLI.index(row["label"])][NLI.index(line["label"])] += 1
     last = lines_of(run / "evaluations.jsonl")[-1]
-    assert confusion == last["confusion"] and sum(map(sum, confusion)) == len(heldout)
+    assert confusion == last["confusion"] and sum(map(sum, confusion)) == len(rows)
     again = evaluate_saved(str(run))
     assert {key: again[key] for key in ("confusion", "labels", "accuracy", "macro_f1")} == {
         key: last[key] for key in ("confusion", "labels", "accuracy", "macro_f1")
@@ -221,6 +227,25 @@ def test_what_can_not_be_predicted_is_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.stages
+def test_a_test_file_by_itself_is_scored_as_the_held_out_rows_of_a_run_are(
+    world: SmallWorld, run: Path, tmp_path: Path
+) -> None:
+    rows = heldout_rows(world)
+    corpus = write_examples(tmp_path / "corpus", "label", [rows], heldout=range(len(rows)))
+    build(stage_of(corpus, world.tokenizer, tmp_path / "shards", labels=list(NLI)))
+
+    found = evaluate_saved(str(run), shards=str(tmp_path / "shards"))
+
+    last = lines_of(run / "evaluations.jsonl")[-1]
+    assert found["confusion"] == last["confusion"] and found["labels"] == list(NLI)
+    weights = json.loads((run / "examples.json").read_text())["class_weights"]
+    assert len(set(weights)) > 1, "so that a loss by other weights would be another"
+    assert found["loss"] == pytest.approx(last["loss"], rel=1e-5)
+
+
+@pytest.mark.stages
 def test_shards_of_other_classes_are_not_scored(world: SmallWorld, run: Path) -> None:
-    with pytest.raises(RunError, match="has the classes 부정, 긍정, but the model contradiction, entailment, neutral"):
+    with pytest.raises(
+        RunError, match="has the classes 부정, 긍정, but the model contradiction, entailment, .*labels='"
+    ):
         evaluate_saved(str(run), shards=str(world.review_shards))

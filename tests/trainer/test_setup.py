@@ -12,7 +12,7 @@ from data_pipeline.stage import StageError
 from tests.trainer.tiny_run import make_shards, tiny_config
 from trainer.errors import RunError
 from trainer.ranks import Ranks
-from trainer.setup import check_engine, check_source_tokenizer, reshaping
+from trainer.setup import Progress, check_engine, check_source_tokenizer, reshaping
 
 ALONE = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
@@ -80,3 +80,16 @@ def test_another_number_of_ranks_or_stage_is_told_with_both(
     saved: dict[str, object], ours: dict[str, object], told: str
 ) -> None:
     assert reshaping(saved, ours) == told
+
+
+def test_another_figure_of_the_best_checkpoint_begins_anew_and_the_same_one_goes_on() -> None:
+    counters = {"step": 8, "evaluated_step": 8, "best_step": 4, "best_loss": -0.9}  # by accuracy
+    saved = {"progress": counters, "best_by": "accuracy"}
+
+    same, other = (Progress.resumed(saved, best_by=name) for name in ("accuracy", "loss"))
+
+    assert (same.best_step, same.best_loss) == (4, -0.9)
+    assert not same.note_evaluation(loss=0.3)
+    assert (other.step, other.best_step) == (8, -1)
+    assert other.note_evaluation(loss=0.3), "0.3 is no less than -0.9, which was no loss"
+    assert Progress.resumed({"progress": counters}, best_by="loss").best_step == 4, "of an older version"

@@ -46,3 +46,23 @@ def make_objective(
             from trainer.objectives.embedding import make_embedding
 
             return make_embedding(setting)
+        case "dpo" | "orpo" | "cpo":
+            from trainer.objectives.preference import make_preference
+
+            return make_preference(setting)
+        case "kto":
+            from trainer.objectives.kto import make_kto
+
+            return make_kto(setting)
+        case "reward":
+            from trainer.objectives.reward import make_reward
+
+            return make_reward(setting)
+        case "ppo":
+            from trainer.objectives.policy import make_ppo
+
+            return make_ppo(setting)
+        case "grpo":
+            from trainer.objectives.group_policy import make_grpo
+
+            return make_grpo(setting)

@@ -89,6 +89,9 @@ class Classification(Objective):
         logits: torch.Tensor = model(**inputs).logits
         return logits.float()
 
+    def facts(self) -> dict[str, Any]:
+        return {"class_weights": None if self.weights is None else list(self.weights)}
+
     def scorer(self, *, num_bytes: int) -> Scorer:
         return _Confusion(self.labels)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -97,10 +98,18 @@ class Embedding(Objective):
         if self.config.loss == "cosine":
             scores_B = torch.from_numpy(batch.values).to(vectors_BkH)[self._are_real(batch)] / self.config.max_score
             cosines_B = functional.cosine_similarity(texts_BkH[:, 0], texts_BkH[:, 1], dim=1)
-            return Outcome(((cosines_B - scores_B) ** 2).sum(), {}, vectors_BkH.detach())
+            # Shards to be evaluated may lack some scores, shards of training none.
+            errors_B = (cosines_B - scores_B.nan_to_num()) * ~scores_B.isnan()
+            return Outcome((errors_B**2).sum(), {}, vectors_BkH.detach())
         near_B, far_B = (torch.linalg.vector_norm(texts_BkH[:, 0] - texts_BkH[:, place], dim=1) for place in (1, 2))
         loss = functional.relu(near_B - far_B + self.config.margin).sum()
         return Outcome(loss, {"triplet_accuracy": (near_B < far_B).sum().double()}, vectors_BkH.detach())
+
+    def weight(self, batch: AnyBatch) -> float:
+        assert isinstance(batch, ExampleBatch), "examples are not packed"
+        if self.config.loss != "cosine":
+            return float(batch.num_targets)
+        return float((~np.isnan(batch.values[batch.row_ids != NO_ROW])).sum())
 
     def _contrasted(self, module: nn.Module, batch: ExampleBatch) -> Outcome:
         """The value is the loss of the batch's own anchors, the gradient that of all anchors of the step by its texts:

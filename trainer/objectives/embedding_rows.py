@@ -48,8 +48,11 @@ def check_splits(rows: ExampleRows, config: EmbedConfig) -> None:
         check_scores(found, config)
 
 
-def check_scores(rows: ExampleRows, config: EmbedConfig) -> None:
-    """Refuse rows without a score or with one out of range where scores are learnt, and with one where they are not."""
+def check_scores(rows: ExampleRows, config: EmbedConfig, *, may_lack: bool = False) -> None:
+    """Refuse rows without a score or with one out of range where scores are learnt, and with one where they are not.
+
+    `may_lack`: rows without one are left out where they are only scored.
+    """
     scores = rows.values()
     where = f"{rows.shards.folder}, {rows.shards.split}"
     has_score = ~np.isnan(scores)
@@ -61,7 +64,7 @@ def check_scores(rows: ExampleRows, config: EmbedConfig) -> None:
                 "column"
             )
         return
-    if not has_score.all():
+    if not has_score.all() and not may_lack:
         raise RunError(
             f"embed.loss: 'cosine' fits the cosine to a score, but of {where} {int((~has_score).sum()):,} of "
             f"{len(scores):,} rows have none ({_named(rows, ~has_score)}); name the column in the corpus's config "
@@ -72,7 +75,7 @@ def check_scores(rows: ExampleRows, config: EmbedConfig) -> None:
         raise RunError(
             f"embed.max_score: scores are divided by {config.max_score:g} and must then be a cosine, from -1 to 1, but "
             f"of {where} {int(is_out.sum()):,} of {len(scores):,} are not ({_named(rows, is_out)}); set it to the "
-            f"scale's end, such as embed.max_score={np.ceil(np.abs(scores).max()):g} (점수의 최댓값)"
+            f"scale's end, such as embed.max_score={np.ceil(np.nanmax(np.abs(scores))):g} (점수의 최댓값)"
         )
 
 

@@ -146,17 +146,16 @@ class Candidates:
     num_each: int  # D / N
 
     @classmethod
-    def of(cls, examples: Units, *, only_positives: bool = False) -> Candidates:
-        end = 2 if only_positives else examples.texts.shape[1]
-        texts_NC = examples.texts[:, 1:end]
+    def of(cls, examples: Units) -> Candidates:
+        texts_NC = examples.texts[:, 1:]
         are_positives = torch.zeros_like(texts_NC, dtype=torch.bool)
         are_positives[:, 0] = True
         return cls(
-            vectors=examples.vectors[:, 1:end].reshape(-1, examples.vectors.shape[2]),
+            vectors=examples.vectors[:, 1:].reshape(-1, examples.vectors.shape[2]),
             texts=texts_NC.reshape(-1),
             anchor_texts=examples.texts[:, :1].expand(texts_NC.shape).reshape(-1),
             are_positives=are_positives.reshape(-1),
-            num_each=end - 1,
+            num_each=texts_NC.shape[1],
         )
 
     def chunks(self, num_anchors: int) -> Iterator[slice]:

@@ -8,8 +8,7 @@ Shapes: N = B*T places, M of them chosen, H the width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +29,7 @@ from trainer.model import Kernel, Reading, packed_inputs, reading_of
 from trainer.objectives.choose import Setting
 from trainer.objectives.masks import Masks
 from trainer.objectives.objective import Objective, Outcome, Scorer
+from trainer.objectives.places import only_at
 from trainer.ranks import Ranks
 
 # Where transformers keeps what makes logits of one place's hidden state: BertOnlyMLMHead, RobertaLMHead.
@@ -114,27 +114,12 @@ class MaskedLM(Objective):
         if self.head is None:
             logits = model(**inputs).logits
             return logits.reshape(-1, logits.shape[-1])[places_M]
-        with _only_at(places_M, self.head):
+        with only_at(places_M, self.head):
             logits = model(**inputs).logits
         return logits
 
     def scorer(self, *, num_bytes: int) -> Scorer:
         return _Masked(self.device)
-
-
-@contextmanager
-def _only_at(places: torch.Tensor, head: nn.Module) -> Iterator[None]:
-    """Within the block `head` sees the places alone, in one row: (…, H) becomes (M, H)."""
-
-    def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden, *others = inputs
-        return hidden.reshape(-1, hidden.shape[-1])[places], *others
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class _Masked(Scorer):

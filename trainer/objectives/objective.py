@@ -7,8 +7,9 @@ all ranks, so that no update depends on its split (law 6).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ class Objective(ABC):
     """One stage's loss. `sum_names`: what `Outcome.sums` holds, in the order in which ranks exchange them."""
 
     sum_names: tuple[str, ...] = ()
+    num_passes: int = 1
+    """Updates of a step, each over all of its rows."""
 
     def prepare(self, batches: Sequence[AnyBatch], *, is_training: bool) -> list[AnyBatch]:
         """The batches as they are learnt from: a pure function of them, such as which tokens are masked."""
@@ -61,6 +64,39 @@ class Objective(ABC):
     def begin_step(self, module: nn.Module, batches: Sequence[AnyBatch]) -> None:  # noqa: B027
         """See all prepared micro-batches of this rank's step before the first of them; every rank calls it."""
 
+    def before_training(
+        self,
+        module: nn.Module,
+        folder: Path,
+        *,
+        micro_batch_sequences: int,
+        stop_requested: Callable[[], bool],
+        on_batch: Callable[[], None],
+    ) -> bool:
+        """Learn what must be known of the model as it begins; every rank calls it, before a checkpoint is loaded.
+
+        `folder`: of the run, for what must be there after a resume. False where a rank was asked to stop (law 12).
+        """
+        return True
+
+    def collect(
+        self,
+        module: nn.Module,
+        batches: Sequence[AnyBatch],
+        *,
+        step: int | None,
+        on_mark: Callable[[], None] = lambda: None,
+    ) -> list[AnyBatch]:
+        """What prepared batches become with the help of the model as it stands: answers to prompts. Every rank calls it
+        once a step, before the first update, and gets as many batches as the others.
+
+        `step`: None at an evaluation, which changes nothing of the objective.
+
+        Raises:
+            BadRollout: what the model said can't be learnt from; on all ranks.
+        """
+        return list(batches)
+
     @abstractmethod
     def outcome(self, module: nn.Module, batch: AnyBatch) -> Outcome:
         """The loss of one prepared batch, and what else is told of it."""
@@ -72,6 +108,25 @@ class Objective(ABC):
     def figures(self, sums: Mapping[str, float], *, num_targets: float) -> dict[str, float]:
         """What a logged step tells beside its loss, from the sums over all ranks."""
         return {name: value / max(1.0, num_targets) for name, value in sums.items()}
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What the model said at the last evaluation, a line each for `answers/`; equal on all ranks."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What of the objective itself changes from step to step, as plain values for state.json."""
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:  # noqa: B027
+        """Continue after `saved`.
+
+        Raises:
+            RunError: it is of something else.
+        """
+
+    def facts(self) -> dict[str, Any]:
+        """What a saved model must tell of it beside its config, as plain values."""
+        return {}
 
     def scorer(self, *, num_bytes: int) -> Scorer:
         """A new one, for one evaluation over rows of so many bytes of text."""

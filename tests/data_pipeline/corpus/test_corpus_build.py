@@ -22,7 +22,7 @@ from data_pipeline import disk
 from data_pipeline.config import to_tree, validate
 from data_pipeline.corpus import listing, records
 from data_pipeline.corpus.build import CorpusConfig
-from data_pipeline.corpus.duplicates import Digests, find_repeats
+from data_pipeline.corpus.duplicates import ALSO_HELD_OUT, DUPLICATE, HELD_OUT_AGAIN, Digests, find_repeats
 from data_pipeline.stage import StageError, read_manifest, verify_files
 
 REPO = Path(__file__).resolve().parents[3]
@@ -77,7 +77,7 @@ def test_every_record_found_is_kept_dropped_or_rejected(tmp_path: Path, inputs: 
     assert found["found"] == 12 + 12 + 94 + 20
     assert found["found"] == found["kept"] + found["dropped"] + found["rejected"]
     counts = manifest["counts"]
-    assert counts["kept"] == manifest["num_records"] == len(rows(tmp_path / "out")) == 9 + 30
+    assert counts["kept"] == manifest["num_records"] == len(rows(tmp_path / "out")) == 12 + 30
     assert sum(counts["dropped"].values()) == found["dropped"]
     assert sum(counts["rejected"].values()) == len(rejects(tmp_path / "out")) == 1
     assert manifest["accounting"]["items"] == {"found": 26, "read": 26}
@@ -107,7 +107,7 @@ def test_the_manifest_counts_what_stands_in_its_files(tmp_path: Path, inputs: Pa
         assert entry["num_records"] == len(path.read_text().splitlines())
     assert manifest["num_text_bytes"] == sum(entry["num_text_bytes"] for entry in manifest["files"])
     assert manifest["sources"] == {
-        "aihub_653": {"num_records": 9, "num_text_bytes": 9 * len("0째 글이다.".encode())},
+        "aihub_653": {"num_records": 12, "num_text_bytes": 12 * len("0째 글이다.".encode())},
         "in": {"num_records": 30, "num_text_bytes": sum(len(f"{n}째 줄".encode()) for n in range(30))},
     }
 
@@ -149,7 +149,33 @@ def test_repeats_are_all_but_the_first_in_any_number_of_buckets(tmp_path_factory
 
     places = [(part, row, item) for part, values in enumerate(parts) for row, item in enumerate(values)]
     seen: set[int] = set()
-    assert found == {(part, row) for part, row, item in places if item in seen or seen.add(item)}
+    assert found == {(part, row, DUPLICATE) for part, row, item in places if item in seen or seen.add(item)}
+
+
+SPLIT_ROWS = st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=30)
+
+
+@settings(max_examples=40)
+@given(said=SPLIT_ROWS, cut=st.integers(0, 30))
+def test_held_out_rows_stay_and_what_train_shares_with_them_goes(tmp_path_factory, said, cut) -> None:
+    folder = tmp_path_factory.mktemp("digests")
+    for number, part in enumerate((said[:cut], said[cut:])):
+        digests = Digests()
+        for item, is_heldout in part:
+            digests.add(str(item), is_heldout=is_heldout)
+        digests.save(folder / f"{number}.npy")
+
+    paths = [folder / "0.npy", folder / "1.npy"]
+    found = [place for bucket in (0, 1) for place in find_repeats(paths, bucket=bucket, num_buckets=2).tolist()]
+
+    fates = {(part * cut) + row: fate for part, row, fate in found}
+    dropped = {at for at, fate in fates.items() if fate != HELD_OUT_AGAIN}
+    held = {item for item, is_heldout in said if is_heldout}
+    assert not any(said[at][1] for at in dropped)
+    trained = [item for at, (item, is_heldout) in enumerate(said) if at not in dropped and not is_heldout]
+    assert sorted(trained) == sorted({item for item, is_heldout in said if not is_heldout} - held)
+    assert {said[at][0] for at, fate in fates.items() if fate == ALSO_HELD_OUT} <= held
+    assert sum(fate == HELD_OUT_AGAIN for fate in fates.values()) == sum(held for _, held in said) - len(held)
 
 
 class Killed(BaseException):
@@ -333,7 +359,7 @@ def test_a_worker_knows_its_slice_alone_and_never_walks_the_inputs(tmp_path: Pat
         worker.run(task)
 
     assert "listing" not in vars(worker)
-    assert stage.finish()["num_records"] == 39
+    assert stage.finish()["num_records"] == 42
 
 
 def test_files_that_change_while_they_are_listed_are_refused(tmp_path: Path, inputs: Path) -> None:
@@ -427,8 +453,95 @@ def test_a_corpus_of_empty_texts_is_an_error_with_its_counts(tmp_path: Path) -> 
 
 
 def test_an_input_given_twice_is_refused(tmp_path: Path, inputs: Path) -> None:
-    with pytest.raises(StageError, match="is given twice; name it once"):
+    told = (
+        r"is given twice, by inputs\.0\.path .*in and by inputs\.1\.path .*\.\./in; name it once, or give them `files`"
+    )
+    with pytest.raises(StageError, match=told):
         build(tmp_path / "out", inputs, inputs / ".." / "in")
+
+
+def lines(path: Path, *texts: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def test_one_folder_is_given_twice_for_different_files(tmp_path: Path) -> None:
+    for name in ("a-train.jsonl", "a-sum.jsonl", "other.jsonl", "README.md"):
+        lines(tmp_path / "in" / name, f"글 {name}")
+    both = [
+        {"path": tmp_path / "in", "files": ["*-train.jsonl"]},
+        {"path": tmp_path / "in", "files": ["*-sum.jsonl"], "split": "heldout"},
+    ]
+
+    manifest = build(tmp_path / "out", *both)
+
+    found = [(row["id"].partition("#")[0], row["split_hint"]) for row in rows(tmp_path / "out")]
+    assert found == [("in/a-train.jsonl", ""), ("in/a-sum.jsonl", "heldout")]
+    # What neither takes is told once.
+    assert manifest["accounting"]["items"] == {"found": 4, "passed_over": 2, "read": 2}
+    assert manifest["counts"]["passed_over"] == {"not_chosen": 2}
+
+
+@pytest.mark.parametrize("second", ["in", "in/b", "in/b/x.jsonl"])
+def test_a_file_that_two_inputs_take_is_refused(tmp_path: Path, second: str) -> None:
+    lines(tmp_path / "in/b/x.jsonl", "글")
+    lines(tmp_path / "in/y.jsonl", "글 둘")
+    first = {"path": tmp_path / "in", "files": ["*.jsonl"]}
+
+    with pytest.raises(
+        StageError, match=r"[xy]\.jsonl is given twice, by inputs\.[01]\.path .* and by inputs\.[01]\.path"
+    ):
+        build(tmp_path / "out", first, {"path": tmp_path / second, "split": "heldout"})
+
+    manifest = build(tmp_path / "out", first | {"files": ["y*"]}, {"path": tmp_path / "in/b", "split": "heldout"})
+    assert manifest["num_records"] == 2
+
+
+def test_patterns_that_fit_no_file_are_refused(tmp_path: Path) -> None:
+    lines(tmp_path / "in/y.jsonl", "글")
+
+    with pytest.raises(StageError, match=r"inputs\.1\.files: z\*, \*\.tsv fits no file of .*in; mend the patterns"):
+        both = {"path": tmp_path / "in", "files": ["y*"]}, {"path": tmp_path / "in", "files": ["z*", "*.tsv"]}
+        build(tmp_path / "out", *both)
+
+
+NAMES = {
+    "klue-nli-v1.1_dev.jsonl": True,
+    "test-00000-of-00001.jsonl": True,
+    "ratings_test.jsonl": True,
+    "xnli.DEV.ko.jsonl": True,
+    "검증.jsonl": True,
+    "a/test/0000.jsonl": True,
+    "latest.jsonl": False,
+    "testing-ground.jsonl": False,
+    "train-00000-of-00001.jsonl": False,
+    "devices.jsonl": False,
+    "1.Training/test_1.jsonl": False,
+}
+
+
+def test_files_that_are_called_dev_or_test_are_held_out_and_counted(tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        lines(tmp_path / "in" / name, f"글 {number}", f"그 뒤 {number}")
+
+    manifest = build(tmp_path / "out", tmp_path / "in")
+
+    held = {row["id"].partition("#")[0].removeprefix("in/"): row["split_hint"] for row in rows(tmp_path / "out")}
+    assert held == {name: "heldout" * is_heldout for name, is_heldout in NAMES.items()}
+    assert manifest["heldout"] == {"num_records": 12, "reasons": {"name": {"num_files": 6, "num_records": 12}}}
+
+
+@pytest.mark.parametrize("key", [{"split": "train"}, {"validation_is_heldout": False}])
+def test_a_split_that_is_said_wins_over_a_name(tmp_path: Path, key: dict[str, object]) -> None:
+    lines(tmp_path / "x_test.jsonl", "글")
+    lines(tmp_path / "Validation/x.jsonl", "글 둘")
+
+    given = [{"path": tmp_path / name, **key} for name in ("x_test.jsonl", "Validation")]
+    manifest = build(tmp_path / "out", *given)
+
+    assert [row["split_hint"] for row in rows(tmp_path / "out")] == ["", ""]
+    assert "heldout" not in manifest
 
 
 def test_an_output_inside_an_input_is_refused(tmp_path: Path, inputs: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from aihub_packages import build, rejects, rows, run, stage_of, tree, write_zip
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from data_pipeline import disk
 from data_pipeline.config import ConfigError, validate
@@ -195,6 +197,11 @@ def test_a_row_without_a_use_is_counted_and_named(
         (0.0, "0", ()),
         ("0", "0", ()),
         ("2   ", "2", ("label_stripped",)),
+        ("0.0", "0", ("label_folded",)),
+        (" 12.00", "12", ("label_stripped", "label_folded")),
+        ("-1.0", "-1", ("label_folded",)),
+        ("0.5", "0.5", ()),
+        ("1.0.0", "1.0.0", ()),
         (True, "true", ()),
         (-1, "-1", ()),
         ("매우 좋음", "매우 좋음", ()),
@@ -220,6 +227,87 @@ def test_texts_are_normalised_and_their_changes_counted(tmp_path: Path) -> None:
         "line_ends": 1,
         "nfc": 1,
     }
+
+
+def hub_table(path: Path, *labels: int | None, names: tuple[str, ...] = ("entailment", "neutral")) -> Path:
+    """As `datasets` writes Parquet."""
+    told = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}, "text": {"_type": "Value"}}}}
+    columns = {"text": [f"글 {n}" for n in range(len(labels))], "label": pa.array(labels, pa.int64())}
+    pq.write_table(pa.table(columns).replace_schema_metadata({"huggingface": json.dumps(told)}), path)
+    return path
+
+
+def test_classes_of_the_hub_bear_their_names(tmp_path: Path) -> None:
+    path = hub_table(tmp_path / "a.parquet", 0, 1, -1, None, 7)
+
+    manifest = build(tmp_path / "out", path, record="label")
+
+    assert [row["label"] for row in rows(tmp_path / "out")] == ["entailment", "neutral"]
+    assert manifest["counts"]["rejected"] == {"bad_label": 1, "missing_label": 2}
+
+
+def test_a_config_names_classes(tmp_path: Path) -> None:
+    items = [{"text": f"글 {label}", "label": label} for label in (0, 1.0, "1", "2", " 0 ")]
+    names = {0: "entailment", "1": "neutral"}
+
+    build(tmp_path / "out", {"path": jsonl(tmp_path / "a.jsonl", *items), "label_names": names}, record="label")
+
+    found = [row["label"] for row in rows(tmp_path / "out")]
+    assert found == ["entailment", "neutral", "neutral", "2", "entailment"]
+
+
+def test_names_of_classes_mean_nothing_to_other_records(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValidationError, match=r"inputs\.0\.label_names is \{'0': 'a'\}, but record is document; leave it"
+    ):
+        build(tmp_path / "out", {"path": tmp_path, "label_names": {0: "a"}})
+
+
+def test_a_workbook_without_its_reader_is_named_and_lies_beside_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    jsonl(tmp_path / "in/b.jsonl", {"text": "가", "label": 0})
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/a.txt").write_text("글")
+    for folder in ("in", "docs"):
+        (tmp_path / folder / "a.xlsx").write_bytes(b"PK")
+
+    manifest = build(tmp_path / "labels", tmp_path / "in", record="label")
+    documents = build(tmp_path / "documents", tmp_path / "docs")
+
+    assert manifest["counts"]["rejected"] == {"needs_openpyxl": 1}
+    assert "pip install openpyxl, or save it as CSV" in rejects(tmp_path / "labels")[0]["error"]
+    assert (documents["num_records"], documents["counts"]["passed_over"]) == (1, {"no_reader": 1})
+
+
+def test_a_workbook_is_read_by_its_first_sheet(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in [
+        ("글", "종류", None),
+        ("가", 1.0, None),
+        (None, None, None),
+        ("나", "0", "밖"),
+        ("다", None),
+        ("라", 0),
+    ]:
+        book.active.append(row)
+    book.create_sheet("다른 장").append(("글", "종류"))
+    book.save(tmp_path / "a.xlsx")
+    (tmp_path / "broken.xlsx").write_bytes(b"PK\x03\x04")
+
+    columns = {"columns": {"text_a": "글", "label": "종류"}}
+    manifest = build(
+        tmp_path / "out", *({"path": tmp_path / name, **columns} for name in ("a.xlsx", "broken.xlsx")), record="label"
+    )
+
+    assert [(row["id"], row["text_a"], row["label"]) for row in rows(tmp_path / "out")] == [
+        ("a.xlsx#2", "가", "1"),
+        ("a.xlsx#6", "라", "0"),
+    ]
+    expected = {"broken_workbook": 1, "invalid_row": 1, "missing_label": 1, "other_sheet": 1}
+    assert manifest["counts"]["rejected"] == expected
 
 
 def test_an_nsmc_file_loses_no_row_to_a_quote(tmp_path: Path) -> None:
@@ -286,6 +374,47 @@ def test_equal_rows_are_kept_once_and_contradicting_ones_are_counted(tmp_path: P
     assert kept == [("좋다", "1"), ("좋다", "0"), ("좋다", "2"), ("나쁘다", "0"), ("나쁘다", "1")]
     assert manifest["counts"]["dropped"] == {"duplicate": 2}
     assert manifest["counts"]["changed"]["contradicting_label"] == 3
+
+
+SPLIT = [("좋다", 1), ("좋다", 0), ("밉다", 0), ("밉다", 0), ("곱다", 1)]
+TEST = [("좋다", 1), ("좋다", 1), ("밉다", 1), ("새 글", 0)]
+
+
+@pytest.mark.parametrize("is_test_first", [False, True])
+def test_a_test_set_stays_whole_and_train_loses_what_it_shares(tmp_path: Path, is_test_first: bool) -> None:
+    train, test = (
+        jsonl(tmp_path / name, *({"text": text, "label": label} for text, label in said))
+        for name, said in (("a.jsonl", SPLIT), ("b.jsonl", TEST))
+    )
+    inputs = [{"path": train}, {"path": test, "split": "heldout"}]
+
+    manifest = build(tmp_path / "out", *(inputs[::-1] if is_test_first else inputs), record="label")
+
+    found = [(row["text_a"], int(row["label"]), row["split_hint"]) for row in rows(tmp_path / "out")]
+    assert [row[:2] for row in found if row[2]] == TEST
+    assert [row[:2] for row in found if not row[2]] == [("좋다", 0), ("밉다", 0), ("곱다", 1)]
+    counts = manifest["counts"]
+    assert counts["dropped"] == {"also_held_out": 1, "duplicate": 1}
+    assert (counts["changed"]["held_out_again"], counts["changed"]["contradicting_label"]) == (1, 2)
+    assert manifest["heldout"] == {"num_records": 4, "reasons": {"split": {"num_files": 1, "num_records": 4}}}
+    assert manifest["accounting"]["records"] == {"dropped": 2, "found": 9, "kept": 7}
+
+
+def test_repeats_are_kept_where_the_config_says_so(tmp_path: Path) -> None:
+    train, test = (
+        jsonl(tmp_path / name, *({"text": text, "label": label} for text, label in said))
+        for name, said in (("a.jsonl", SPLIT), ("b.jsonl", TEST))
+    )
+
+    manifest = build(tmp_path / "out", train, {"path": test, "split": "heldout"}, record="label", duplicates="keep")
+
+    assert [(row["text_a"], int(row["label"])) for row in rows(tmp_path / "out")] == [*SPLIT, *TEST]
+    assert manifest["counts"]["dropped"] == {}
+    assert {name: manifest["counts"]["changed"][name] for name in ("duplicate", "also_held_out")} == {
+        "duplicate": 1,
+        "also_held_out": 1,
+    }
+    assert manifest["accounting"]["records"] == {"dropped": 0, "found": 9, "kept": 9}
 
 
 def test_contradictions_do_not_depend_on_how_the_work_was_cut(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from aihub_packages import build, rejects, rows
 
 from data_pipeline.corpus.task_rows import TaskName
 from launch.question_rows import read_task
+from launch.verb_generate import Source
 from trainer.errors import RunError
 
 
@@ -129,15 +133,74 @@ def test_rows_without_answers_are_asked_all_the_same(tmp_path: Path) -> None:
     assert "answer" not in row.row
 
 
-@pytest.mark.parametrize(
-    ("row", "told"),
-    [
-        ({"question": "두레는?"}, "row 0: nothing to qa among question; give rows of .*context/question"),
-        ({"context": "두레", "question": " "}, "row 0: its text or its question is empty"),
-    ],
-)
-def test_a_row_that_holds_nothing_to_be_asked_is_named(tmp_path: Path, row: dict[str, str], told: str) -> None:
-    path = write(tmp_path, "rows.jsonl", row)
+def test_a_bad_row_stands_in_its_place_with_its_reason(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    good = {"context": "두레", "question": "무엇?"}
+    trees = [
+        good,
+        {"question": "두레는?"},
+        {"context": "두레", "question": " "},
+        {"context": "", "question": "왜?"},
+        good,
+    ]
+    path.write_text("\n".join(json.dumps(tree) for tree in trees) + "\n[1\n")
 
-    with pytest.raises(RunError, match=told):
+    found = list(read_task(path, "qa"))
+
+    assert [row.number for row in found] == [0, 1, 2, 3, 4, 5]
+    faults = {row.number: row.fault.reason for row in found if row.fault is not None}
+    assert faults == {1: "missing_column", 2: "empty_question", 3: "empty_text", 5: "invalid_json"}
+
+
+def test_a_stray_quote_of_a_table_costs_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_text('원문\t번역문\n하나\ta\n"둘\tb\n셋\tc\n넷"\td\n', encoding="utf-8")
+
+    assert [text for _, text, _ in asked(path, "translate")] == ["하나", '"둘', "셋", '넷"']
+
+
+def test_a_table_of_excel_is_read_in_its_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes("SID,원문,번역문\n1,비가 온다.,It rains.\n2,,\n3,춥다.,It is cold.\n".encode("cp949"))
+
+    found = list(read_task(path, "translate"))
+
+    assert [row.messages[0]["input"] for row in found if row.fault is None] == ["비가 온다.", "춥다."]
+    assert [row.fault.reason for row in found if row.fault is not None] == ["empty_text"]
+    assert found[0].row == {"SID": "1", "원문": "비가 온다.", "번역문": "It rains.", "answer": "It rains."}
+
+
+def test_every_format_asks_the_same(tmp_path: Path) -> None:
+    trees = [{"passage": "두레는 모임이다.", "summary": "모임"}, {"passage": "비가 온다.", "summary": "비"}]
+    pq.write_table(pa.Table.from_pylist(trees), tmp_path / "rows.parquet")
+    write(tmp_path, "rows.json", trees)
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(tree) + "\n" for tree in trees)
+    paths = [tmp_path / name for name in ("rows.parquet", "rows.json", "rows.jsonl.gz")]
+
+    first, *others = ([(row.messages, row.row) for row in read_task(path, "summarize")] for path in paths)
+
+    assert len(first) == 2 and all(other == first for other in others)
+
+
+def test_a_table_without_the_columns_of_a_task_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n1,2\n")
+
+    with pytest.raises(RunError, match=r"rows\.csv: .*no known form of what qa asks about .*columns a, b"):
         list(read_task(path, "qa"))
+
+
+def test_a_source_counts_what_it_can_not_ask_and_refuses_where_that_is_all(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('원문\n비가 온다.\n춥다" ,x\n')
+
+    source = Source.of(path, task="translate")
+
+    assert (source.num_rows, source.faulty.num_rejected) == (2, 1)
+    assert list(source.faulty.lines()) == ["  1 invalid_row: row 1: line 3: 2 cells, the header has 1"]
+    write(tmp_path, "rows.jsonl", {"원문": " "})
+    with pytest.raises(
+        RunError, match=r"none of its 1 rows can be asked; mend them\n  1 empty_text: row 0: the text is"
+    ):
+        Source.of(tmp_path / "rows.jsonl", task="translate")

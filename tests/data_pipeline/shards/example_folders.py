@@ -41,9 +41,14 @@ Row = dict[str, Any]
 
 
 def write_examples(
-    folder: Path, record: RecordName, parts: Sequence[Sequence[Row]], *, heldout: Sequence[int] = ()
+    folder: Path,
+    record: RecordName,
+    parts: Sequence[Sequence[Row]],
+    *,
+    heldout: Sequence[int] = (),
+    sources: Sequence[str] = ("시험",),
 ) -> Path:
-    """A corpus of those rows, numbered; the numbers in `heldout` carry the hint."""
+    """A corpus of those rows, numbered, their `sources` in turn; the numbers in `heldout` carry the hint."""
     (folder / "data").mkdir(parents=True)
     names = [name for name in SCHEMAS[record].names if name.startswith("text") or name in ("label", "score")]
     entries, number = [], 0
@@ -54,7 +59,8 @@ def write_examples(
             for row in rows:
                 cells = {name: row.get(name) for name in names}
                 hint = "heldout" if number in heldout else ""
-                writer.write(ExampleRecord(f"행-{number}", cells, source="시험", metadata="{}", split_hint=hint))
+                source = sources[number % len(sources)]
+                writer.write(ExampleRecord(f"행-{number}", cells, source=source, metadata="{}", split_hint=hint))
                 number += 1
             writer.close()
         entries.append(asdict(file.record(f"data/{path.name}")) | {"num_records": len(rows)})
@@ -102,7 +108,7 @@ def write_bert(folder: Path, *, vocabulary: Sequence[str] = ()) -> Path:
     return save(tokenizer, folder, tokenizer_class="BertTokenizer", **roles)
 
 
-def save(tokenizer: Tokenizer, folder: Path, **settings: str) -> Path:
+def save(tokenizer: Tokenizer, folder: Path, **settings: object) -> Path:
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

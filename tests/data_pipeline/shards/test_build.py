@@ -315,10 +315,10 @@ def test_a_corpus_that_is_not_finished_is_refused(inputs: Path, tmp_path: Path) 
 def test_a_corpus_of_other_records_is_refused(inputs: Path, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", PARTS)
     manifest = json.loads((corpus / "manifest.json").read_text())
-    write_manifest(corpus, manifest | {"record": "preference"})
+    write_manifest(corpus, manifest | {"record": "picture"})
 
     with pytest.raises(
-        StageError, match=r"holds 'preference' records, but shards are made of document, instruction, label, pair"
+        StageError, match=r"holds 'picture' records, but shards are made of document, instruction, preference, .*pair"
     ):
         stage_of(inputs, tmp_path / "s", corpus=corpus).plan()
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
+from transformers import AutoTokenizer
 
 from data_pipeline.shards.format import Frame
 from data_pipeline.shards.frames import Texts, cut_lengths, find_frame, num_frame_ids, put_in_frame
@@ -17,6 +18,7 @@ from data_pipeline.stage import StageError
 from tests.data_pipeline.shards.example_folders import byte_level, save, write_bert, write_plain, write_roberta
 
 FRAMES = [Frame("plain"), Frame("bert", 2, 3), Frame("roberta", 0, 2)]
+BEGUN = Frame("plain", 7)  # as Llama 3 and Gemma: BOS a EOS b EOS
 EOS = 9
 
 
@@ -70,6 +72,32 @@ def test_a_role_that_is_no_token_is_none(tmp_path: Path) -> None:
     assert find_frame(folder) == Frame("plain")
 
 
+@pytest.mark.parametrize("is_inner", [False, True])
+@pytest.mark.parametrize(
+    ("single", "settings", "begins"),
+    [
+        ("<bos> $A", {}, True),
+        ("<bos> $A <eos>", {"add_bos_token": False}, True),
+        ("$A <eos>", {"add_bos_token": True}, False),
+        ("", {"add_bos_token": True}, False),
+        ("<cls> $A <eos>", {"cls_token": "<cls>"}, False),
+    ],
+)
+def test_a_plain_frame_begins_as_transformers_begins_a_text(
+    tmp_path: Path, single: str, settings: dict[str, object], begins: bool, is_inner: bool
+) -> None:
+    tokenizer = byte_level(["<eos>", "<bos>", "<cls>"])
+    tokenizer.post_processor = None
+    if single:
+        names = [("<eos>", 0), ("<bos>", 1), ("<cls>", 2)]
+        template = processors.TemplateProcessing(single=single, pair=None, special_tokens=names)
+        tokenizer.post_processor = processors.Sequence([processors.ByteLevel(), template]) if is_inner else template
+    folder = save(tokenizer, tmp_path / "x", bos_token="<bos>", eos_token="<eos>", **settings)
+
+    assert find_frame(folder) == Frame("plain", 1 if begins else None)
+    assert (AutoTokenizer.from_pretrained(folder)("가")["input_ids"][0] == 1) is begins
+
+
 def encoded(texts: list[list[int] | None]) -> Texts:
     lengths = [len(text or []) for text in texts]
     flat = np.array([token for text in texts for token in text or []], np.uint32)
@@ -99,7 +127,7 @@ IDS = st.lists(st.integers(10, 20), min_size=1, max_size=12)
 ROWS = st.lists(st.tuples(IDS, st.none() | IDS), min_size=1, max_size=6)
 
 
-@given(rows=ROWS, frame=st.sampled_from(FRAMES), max_tokens=st.integers(6, 20))
+@given(rows=ROWS, frame=st.sampled_from([*FRAMES, BEGUN]), max_tokens=st.integers(6, 20))
 def test_a_cut_sequence_fits_and_keeps_a_token_of_each_text(
     rows: list[tuple[list[int], list[int] | None]], frame: Frame, max_tokens: int
 ) -> None:
@@ -124,13 +152,14 @@ def test_a_cut_sequence_fits_and_keeps_a_token_of_each_text(
 
 def by_hand(first: list[int], second: list[int] | None, frame: Frame) -> list[int]:
     if frame.kind == "plain":
-        return [*first, EOS, *([*second, EOS] if second is not None else [])]
+        begun = [] if frame.cls_id is None else [frame.cls_id]
+        return [*begun, *first, EOS, *([*second, EOS] if second is not None else [])]
     assert frame.cls_id is not None and frame.sep_id is not None
     between = [frame.sep_id] if frame.kind == "roberta" else []
     return [frame.cls_id, *first, frame.sep_id, *([*between, *second, frame.sep_id] if second is not None else [])]
 
 
-@given(rows=st.lists(st.tuples(IDS, IDS, IDS), min_size=1, max_size=5), frame=st.sampled_from(FRAMES))
+@given(rows=st.lists(st.tuples(IDS, IDS, IDS), min_size=1, max_size=5), frame=st.sampled_from([*FRAMES, BEGUN]))
 def test_texts_of_a_pair_are_sequences_of_their_own(rows: list[tuple[list[int], ...]], frame: Frame) -> None:
     columns = [[encoded(list(side))] for side in zip(*rows, strict=True)]
 

@@ -26,8 +26,10 @@ def write_shards(
     vocab_size: int = 1000,
     max_shard_bytes: int = 256 << 20,
     bytes_per_token: int = 3,
+    sources: Sequence[str] = ("test",),
 ) -> Path:
-    """A finished shards folder. `parts`: documents (ids without EOS) of each corpus part, in order."""
+    """A finished shards folder. `parts`: documents (ids without EOS) of each corpus part, in order; their `sources` in
+    turn."""
     (folder / split).mkdir(parents=True)
     dtype = token_dtype(vocab_size)
     files: list[dict[str, Any]] = []
@@ -41,7 +43,7 @@ def write_shards(
                     lengths=np.array([len(ids) + 1 for ids in documents], np.int64),
                     record_ids=[f"{number}-{place}" for place in range(len(documents))],
                     num_bytes=np.array([bytes_per_token * len(ids) for ids in documents], np.int64),
-                    sources=["test"] * len(documents),
+                    sources=[sources[place % len(sources)] for place in range(len(documents))],
                 )
             )
         writer.close()

@@ -19,6 +19,7 @@ from data_pipeline.tokenizer.audit import AuditInputs, audit
 from data_pipeline.tokenizer.audit_cost import Body
 from data_pipeline.tokenizer.audit_sample import MAX_PIECE_CHARS, Text, _Kept, read_sample
 from data_pipeline.tokenizer.encode import Encoder
+from data_pipeline.tokenizer.sample import SampledText, sample_rows
 
 BODY = Body(hidden_size=4, num_layers=2, seq_len=3)
 
@@ -148,6 +149,30 @@ def test_turns_of_instructions_are_measured(tmp_path: Path, word_piece: Path) ->
     (one,) = audited(word_piece, tmp_path / "rows")["tokenizers"]
 
     assert (one["total"]["num_tokens"], one["total"]["num_words"]) == (6, 3)
+
+
+ROWS = {
+    "label": {"sentence1": "바다를", "sentence2": "IFC4", "label": "강릉에서"},
+    "pair": {"anchor": "바다를", "positive": "IFC4", "negative": "바다를"},
+    "preference": {"prompt": "바다를", "chosen": "IFC4", "rejected": "바다를"},
+}
+
+
+@pytest.mark.parametrize("record", ROWS)
+def test_a_corpus_of_any_record_has_texts_to_measure_and_to_train_on(
+    tmp_path: Path, word_piece: Path, record: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS[record]) + "\n")
+    run(CorpusBuild(CorpusConfig.model_validate({"inputs": [path], "output": tmp_path / "rows", "record": record})))
+
+    (one,) = audited(word_piece, tmp_path / "rows")["tokenizers"]
+
+    expected = "바다를\nIFC4" if record == "label" else "바다를\nIFC4\n바다를"
+    assert one["total"]["num_words"] == len(expected.split())
+    (batch,) = sample_rows(tmp_path / "rows", max_bytes=1 << 20, salt="x")
+    assert batch == [SampledText(expected, "rows")]
+    assert list(sample_rows(tmp_path / "rows", max_bytes=99, salt="x", source_weights={"rows": 1.0})) == [batch]
 
 
 def test_a_tokenizer_without_an_end_is_audited_and_stays_so_when_pickled(word_piece: Path) -> None:
