@@ -59,7 +59,7 @@ def _of_pairs(run: RunRecord) -> list[Chart]:
     """By how much chosen answers are ahead, and what that costs: the way from the reference, the entropy."""
     titles = {
         "margin": ("마진 Margin", "chosen − rejected"),
-        "kl": ("기준과의 거리 KL", "nats/answer"),
+        "log_ratio": ("기준 대비 로그 비 Log ratio", "nats/answer"),
         "entropy": ("엔트로피 Entropy", "nats/token"),
     }
     if scored(run) != "pairs":

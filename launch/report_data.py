@@ -35,7 +35,18 @@ Tree = dict[str, Any]
 
 ANSWERS_NAME = "answers"
 TEMPLATE_NAME = "template.yaml"
-CURVES = ("loss", "lr", "grad_norm", "tokens_per_second", "memory_gib", "mfu", "accuracy", "margin", "kl", "entropy")
+CURVES = (
+    "loss",
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "memory_gib",
+    "mfu",
+    "accuracy",
+    "margin",
+    "log_ratio",
+    "entropy",
+)
 MAX_ANSWERS = 200  # of one file; a page is read by people
 MAX_NEIGHBOURS = 200  # folders beside the shards among which the corpus and the tokenizer are sought
 MAX_JSON_BYTES = 64 << 20

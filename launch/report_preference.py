@@ -128,12 +128,8 @@ def _talk(turns: Sequence[Tree]) -> Markup:
     """What `dure chat` said with the exported model."""
     told = [bubble("user" if turn.get("role") == "user" else "model", *_speaker(turn)) for turn in turns]
     title = both("내보낸 모델과의 대화", "A talk with the exported model")
-    words = both("학습에서 묻지 않은 질문입니다.", "Questions that no training row asks.")
-    return card(
-        tag("h3", title),
-        tag("div", join(*told), cls="talk"),
-        tag("p", words, " ", tag("code", "dure chat"), cls="hint"),
-    )
+    words = both("학습에서 묻지 않은 질문, dure chat으로.", "Questions that no training row asks, by dure chat.")
+    return card(tag("h3", title), tag("div", join(*told), cls="talk"), tag("p", words, cls="hint"))
 
 
 def _speaker(turn: Tree) -> tuple[str, str]:

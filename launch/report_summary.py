@@ -181,7 +181,7 @@ FIGURE_NAMES: dict[Scored, dict[str, tuple[str, str]]] = {
         "margin": ("마진", "margin of the chosen answer"),
         "loss": ("쌍당 손실", "loss a pair"),
         "chosen_share": ("고른 답과 같음", "answers equal to the chosen one"),
-        "kl": ("기준과의 거리", "KL from the reference"),
+        "log_ratio": ("기준 대비 로그 비", "log ratio to the reference"),
         "entropy": ("엔트로피", "entropy"),
     },
     "rows": {

@@ -222,6 +222,11 @@ class TrainConfig(Config):
                 f"new_rows: stage {self.stage!r} begins on a model that knows its tokens; train their rows by "
                 "pretraining or tuning first, and name that run in model.from"
             )
+        if self.model.source is None and STAGES[self.stage].record in ("preference", "feedback"):
+            yield (
+                f"model.from: stage {self.stage!r} tunes a model that can answer, and there is none; name the run or "
+                "the model of the instruction tuning"
+            )
         if self.stage == "sft" and self.data.packing != "best_fit":
             yield f"data.packing: {self.data.packing!r} cuts rows, which stage 'sft' never does; set it to 'best_fit'"
         is_causal = self.model.architecture in ("llama", "gpt_neox")

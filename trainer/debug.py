@@ -181,9 +181,11 @@ def _learnt_from(run: Run, batches: Sequence[AnyBatch]) -> AnyBatch:
 
 
 def _set_up(config: TrainConfig, ranks: Ranks, folder: RunFolder) -> Run:
+    from data_pipeline.stream.examples import ExampleSet
     from trainer.base import pin_base
     from trainer.debug_base import with_small_base
     from trainer.reference import Reference
+    from trainer.run import know_beginning
     from trainer.setup import set_up
     from trainer.sources import check_stage
 
@@ -195,7 +197,9 @@ def _set_up(config: TrainConfig, ranks: Ranks, folder: RunFolder) -> Run:
     run = set_up(config, ranks)
     reference = getattr(run.objective, "reference", None)
     if isinstance(reference, Reference):
-        reference.ask_at_first_sight(run.engine.module)  # a table of all rows would take longer than the try
+        assert isinstance(run.heldout, ExampleSet), "its rows are examples"
+        reference.only_heldout(run.heldout.row_numbers)  # all of them would take longer than the try
+        know_beginning(run, folder.path, stop_requested=lambda: False)
     counts = run.parameters
     adapter = f", {counts.trainable:,} trained" if counts.trainable != counts.total else ""
     print(

@@ -56,13 +56,7 @@ def run_gate(run: Run, ranks: Ranks) -> None:
     rows, checks = _inspect(run)
     if ranks.is_main:
         print(table(checks, title=_title(run, rows, seconds=time.perf_counter() - started)), flush=True)
-    faults = [
-        f"gate: {check.name}: {check.value}, but it must be {check.limit}; {check.advice}"
-        for check in checks
-        if not check.is_ok
-    ]
-    if faults:
-        raise RunError("\n".join(faults), told_by_main=not ranks.is_main)
+    _refuse(checks, ranks)
 
 
 def table(checks: Sequence[Check], *, title: str) -> str:
@@ -141,26 +135,57 @@ def _inspect_encoder(run: Run) -> tuple[str, list[Check]]:
     return seen.told, checks
 
 
+def refuse_bad_answers(run: Run, ranks: Ranks) -> None:
+    """Refuse what the rows of the first steps alone show, before anything is computed of all rows.
+
+    Raises:
+        RunError: a line for each check that failed.
+    """
+    if STAGES[run.config.stage].record in ("preference", "feedback"):
+        _refuse(_answers_seen(run)[1], ranks)
+
+
+def _refuse(checks: Sequence[Check], ranks: Ranks) -> None:
+    faults = [
+        f"gate: {check.name}: {check.value}, but it must be {check.limit}; {check.advice}"
+        for check in checks
+        if not check.is_ok
+    ]
+    if faults:
+        raise RunError("\n".join(faults), told_by_main=not ranks.is_main)
+
+
+def _answers_seen(run: Run) -> tuple[str, list[Check]]:
+    """What the title tells of the first steps' rows, and the checks that need no pass through the model."""
+    from trainer import gate_answers
+
+    shards = run.stream.rows.shards
+    _, bos = run.ranks.on_main(lambda: _tokenizers(run.config, shards.tokenizer_fingerprint))
+    batches = run.ranks.together(lambda: _look_ahead(run))
+    ours = gate_answers.look_at(batches, eos_id=shards.eos_id, bos=bos)
+    seen = reduce(gate_answers.SeenAnswers.__add__, run.ranks.gather_objects(ours))
+    rows = model_rows(run.engine.model)
+    return seen.told, gate_answers.check_answers(seen, run.config, shards, highest_row=rows.embedding)
+
+
 def _inspect_answers(run: Run) -> tuple[str, list[Check]]:
     """The same for pairs of answers, and answers with feedback."""
     from trainer import gate_answers, gate_encoders
 
     config, ranks, shards = run.config, run.ranks, run.stream.rows.shards
-    fingerprints, bos = ranks.on_main(lambda: _tokenizers(config, shards.tokenizer_fingerprint))
-    batches = ranks.together(lambda: _look_ahead(run))
-    ours = gate_answers.look_at(batches, eos_id=shards.eos_id, bos=bos)
-    seen = reduce(gate_answers.SeenAnswers.__add__, ranks.gather_objects(ours))
-    rows = model_rows(run.engine.model)
-    checks = gate_answers.check_answers(seen, config, shards, highest_row=rows.embedding)
+    told, checks = _answers_seen(run)
     is_fitting = all(check.is_ok for check in checks)
+    fingerprints, _ = ranks.on_main(lambda: _tokenizers(config, shards.tokenizer_fingerprint))
     checks.append(check_fingerprints(fingerprints, shards=config.data.shards))
     if is_fitting:
+        batches = ranks.together(lambda: _look_ahead(run))
         prepared = run.objective.prepare(batches[: len(batches) // config.gate.num_steps], is_training=True)
-        checks.append(gate_answers.check_first_loss(first_loss(run, *prepared), config))
+        checks.append(gate_answers.check_first_loss(first_loss(run, *prepared)))
+        checks += gate_answers.check_reference(run, prepared)
         first = prepared[0]
         assert isinstance(first, ExampleBatch), "examples are not packed"
         checks.append(gate_encoders.check_padding(run, first))
-    return seen.told, checks
+    return told, checks
 
 
 def _inspect_prompts(run: Run) -> tuple[str, list[Check]]:

@@ -36,6 +36,7 @@ from trainer.saved import (
     vocabulary_of,
 )
 from trainer.saved_head import SavedHead, saved_head
+from trainer.stages import REWARD_LABELS
 
 BATCHES_A_WINDOW = 64  # rows of like length share a batch among so many; memory holds no more than these
 MAX_SEQ_LEN = 512  # ids a sequence, of a model folder that names no length
@@ -69,7 +70,7 @@ class Predictor:
 
     @property
     def frame(self) -> Frame:
-        assert self.told.frame is not None, "models that write no text have one"
+        assert self.told.frame is not None, "open_predictor refuses models without one"
         return self.told.frame
 
     def sequences(self, rows: Sequence[Sequence[str]]) -> list[Framed]:
@@ -134,6 +135,11 @@ def open_predictor(saved: Saved, *, quantize: Quantize | None = None, dtype: Dty
         raise RunError(
             f"{saved.path}: a {told.head.replace('_', ' ')} has no classes and no vectors to tell; use {verb}, or name "
             "a run of stage classify or embed"
+        )
+    if told.labels == REWARD_LABELS:
+        raise RunError(
+            f"{saved.path}: a reward model scores an answer to a prompt, not a text by itself; use `dure evaluate "
+            "compare A B --prompts FILE --judge` with it, or reward.model of stage ppo or grpo"
         )
     form = needed_form(saved) if told.head == "encoder" else None
     opened = open_model(saved, quantize=quantize, dtype=DTYPES[dtype or usual_dtype(saved)])

@@ -40,14 +40,21 @@ class CpoConfig(Config):
     """Contrastive preference optimisation, without a reference; and SimPO, its sibling over averages.
 
     `sft_weight`: of the mean nats of the chosen answer's ids; auto: 1, as CPO has it, and 0 for `simpo`.
-    `target_margin`: SimPO's gamma.
+    `target_margin`: SimPO's gamma. `beta`: auto is 0.1, and 2 for `simpo`, whose averages differ by less than sums.
     """
 
     loss: Literal["sigmoid", "hinge", "simpo"] = "sigmoid"
-    beta: Scale = 0.1
+    beta: Scale | Literal["auto"] = "auto"
     label_smoothing: Share = 0.0
     sft_weight: Weight | Literal["auto"] = "auto"
     target_margin: Weight = 0.5
+
+    @property
+    def scale(self) -> float:
+        """Beta as it is used."""
+        if self.beta == "auto":
+            return 2.0 if self.loss == "simpo" else 0.1
+        return self.beta
 
     @property
     def weight_of_sft(self) -> float:

@@ -18,7 +18,7 @@ from trainer.base import pin_base
 from trainer.beats import clear_beats, group_name
 from trainer.config import TrainConfig, unread_keys
 from trainer.errors import RunError, TrainingStopped
-from trainer.gate import run_gate
+from trainer.gate import refuse_bad_answers, run_gate
 from trainer.journal import Journal
 from trainer.launch_environment import check_launch, wants_gpu
 from trainer.ledger import rewind_ledger
@@ -169,7 +169,9 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
     run.on_phase, run.on_mark = on_phase, on_phase.watchdog.mark
     on_phase.watchdog.follow(lambda: run.progress.step)
     ranks.on_main(lambda: folder.bring_companions(Path(config.data.shards), facts=run.objective.facts()))
-    if not _know_beginning(run, folder.path, stop=stop):
+    if chosen.path is None:
+        refuse_bad_answers(run, ranks)  # before what takes long
+    if not know_beginning(run, folder.path, stop_requested=lambda: stop.requested):
         return ExitRecord(code=STOPPED, reason=_reason(ranks, stop), step=at_step)
     if chosen.path is None:
         run_gate(run, ranks)
@@ -194,7 +196,7 @@ def _attempt(config: TrainConfig, ranks: Ranks, folder: RunFolder, *, stop: Stop
     return ExitRecord(code=STOPPED, reason=reason, step=run.progress.step)
 
 
-def _know_beginning(run: Run, folder: Path, *, stop: StopFlag) -> bool:
+def know_beginning(run: Run, folder: Path, *, stop_requested: Callable[[], bool]) -> bool:
     """Let the objective see the model as it begins; False where a rank was asked to stop meanwhile."""
     size = run.config.evaluation.micro_batch_sequences
     assert size is not None, "the config resolves it"
@@ -202,7 +204,7 @@ def _know_beginning(run: Run, folder: Path, *, stop: StopFlag) -> bool:
         run.engine.module,
         folder,
         micro_batch_sequences=size,
-        stop_requested=lambda: stop.requested,
+        stop_requested=stop_requested,
         on_batch=run.on_mark,
     )
 

@@ -1,6 +1,6 @@
 """PPO and GRPO raise a held-out reward: a keyword, and a length, from now and then to a habit.
 
-python bench/long/policy.py [--output bench/out/policy] [--seeds 1 2 3] [--steps 40]
+python bench/long/policy.py [--output bench/out/policy] [--seeds 1 2 3] [--steps 60]
 
 All of it on a CPU, on rows that are made here: questions of where an animal lives, answered in six ways, of which one
 thanks and another is long. A small model is tuned on them (`stage: sft`), then moved by each stage towards each reward,
@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=REPO / "bench/out/policy")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
     output = arguments.output.resolve()
     prepare(output)

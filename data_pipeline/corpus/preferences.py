@@ -315,6 +315,9 @@ def _pair(found: _Compared, better: int, worse: int, *, suffix: str = "") -> _Pa
 
 def _feedback(found: _Compared, options: InputConfig) -> Parts:
     """The answer that was judged; else the best of all, which is desirable, and the worst, which is not."""
+    if len(found.answers) == 1 and not found.scores:
+        yield FaultyRowError("missing_verdict", "nothing says whether the answer is desirable")
+        return
     if len(found.answers) == 1:
         yield _verdict(found.answers[0], is_desirable=found.scores == (1.0,))
         return

@@ -243,6 +243,11 @@ class ExampleSet:
         self.num_bytes = 0
 
     @property
+    def row_numbers(self) -> IntArray:
+        """Of the rows that are scored, in their order."""
+        return self._chosen
+
+    @property
     def record(self) -> RecordKind:
         """Of the shards."""
         return self._rows.shards.record

@@ -18,7 +18,7 @@ TUNED = {"chosen_share": 0.487, "rejected_share": 0.0, "written_share": 0.99, "e
 
 def pair_figures(step: int) -> dict[str, Any]:
     """What a step of DPO tells beside its loss."""
-    return {"loss": 0.6931 / (1 + step), "margin": step / 25, "accuracy": 1 - 0.5 / (1 + step), "kl": -step / 10}
+    return {"loss": 0.6931 / (1 + step), "margin": step / 25, "accuracy": 1 - 0.5 / (1 + step), "log_ratio": -step / 10}
 
 
 def dpo_run(folder: Path, *, name: str = "dpo", **sections: Any) -> Path:

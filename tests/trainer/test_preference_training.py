@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from data_pipeline import disk
 from data_pipeline.stream.batch import NO_ROW
 from data_pipeline.stream.examples import ExampleBatch
 from tests.data_pipeline.stream.answer_shards import PAD, make_answer_shards
 from tests.trainer.tiny_run import lines_of, losses_of, tiny_config
+from trainer import reference_table
 from trainer.adapter import peft_config
 from trainer.config import TrainConfig
 from trainer.errors import RunError
@@ -283,7 +286,8 @@ def test_the_reference_is_the_base_whether_on_the_fly_or_from_its_table(place: P
     assert alone[0] == pytest.approx(np.log(2), abs=1e-6) and abs(alone[-1] - alone[0]) > 1e-3
     for losses in found.values():
         assert losses == pytest.approx(alone, rel=1e-5)
-    assert len(list((tmp_path / "precomputed-6/run" / FOLDER_NAME).glob("*/part-00000.npy"))) == 2
+    tables = list((tmp_path / "precomputed-6/run" / FOLDER_NAME).glob("*/table.json"))
+    assert sorted(disk.read_object(path)["rows"] for path in tables) == [24, 30], "4 steps of 6, and all held-out rows"
     assert not (tmp_path / "on_the_fly-6/run" / FOLDER_NAME).exists()
 
 
@@ -308,24 +312,75 @@ def test_the_base_without_its_adapter_is_the_base_to_the_bit(place: Path, tmp_pa
 
 
 def test_a_tuning_of_all_weights_keeps_what_its_beginning_says(place: Path, tmp_path: Path) -> None:
-    """The table is made once; a resume reads it, and one that lost it makes it again of model.from."""
+    """The table is made once; a resume reads it, and one that lost it or finds it damaged makes it of model.from."""
     config = config_of(place, tmp_path, "dpo", checkpoint={"every_steps": 2})
     assert run_in_group(config, ALONE, stop=StopFlag()) == 0
     whole = losses_of(tmp_path / "run")
-    parts = sorted((tmp_path / "run" / FOLDER_NAME).glob("*/*.npy"))
-    tables = [np.load(path) for path in parts]
-    for path in parts:
-        path.unlink()
-    import shutil
-
-    shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
-
-    assert run_in_group(config, ALONE, stop=StopFlag()) == 0
-
-    assert losses_of(tmp_path / "run") == whole
+    files = sorted((tmp_path / "run" / FOLDER_NAME).glob("*/values.bin"))
+    contents = [path.read_bytes() for path in files]
+    assert len(files) == 2
     assert whole[1] == pytest.approx(np.log(2), abs=1e-6) and abs(whole[4] - whole[1]) > 1e-3
-    for path, table in zip(parts, tables, strict=True):
-        assert np.array_equal(np.load(path), table) and table.shape[1] == 2
+    for damage in (lambda path: shutil.rmtree(path.parent), _flip_a_byte, _cut_short):
+        for path in files:
+            damage(path)
+        shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
+
+        assert run_in_group(config, ALONE, stop=StopFlag()) == 0
+
+        assert losses_of(tmp_path / "run") == whole
+        assert [path.read_bytes() for path in files] == contents
+
+
+def _flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[6] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def _cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def test_law_12_a_stop_while_the_reference_speaks_is_heard_at_once_and_what_is_done_stays(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_table, "PART_ROWS", 10)
+    config = config_of(place, tmp_path, "dpo", evaluation={"micro_batch_sequences": 2})
+    model = model_of(config)
+    objective = objective_of(config, model)
+    spoken: list[int] = []
+
+    def compute(*, until: int) -> bool:
+        return bool(
+            objective.before_training(
+                model,
+                tmp_path,
+                micro_batch_sequences=2,
+                stop_requested=lambda: len(spoken) >= until,
+                on_batch=lambda: spoken.append(1),
+            )
+        )
+
+    assert not compute(until=8) and len(spoken) == 8
+    parts = sorted(path.name for path in (tmp_path / FOLDER_NAME).glob("*/part-*"))
+    assert parts == ["part-00000"], "the part that was cut off is not there"
+    assert compute(until=1000)
+    assert len(spoken) == 8 + (24 - 10 + 30) // 2
+    assert not list((tmp_path / FOLDER_NAME).glob("*/part-*"))
+
+
+def test_a_table_of_another_model_is_found_before_step_1(place: Path, tmp_path: Path) -> None:
+    """Whole by its own hash, and wrong."""
+    config = config_of(place, tmp_path, "kto")
+    assert run_in_group(config, ALONE, stop=StopFlag()) == 0
+    for path in (tmp_path / "run" / FOLDER_NAME).glob("*/values.bin"):
+        path.write_bytes((np.frombuffer(path.read_bytes()) * 1.5).tobytes())
+        told = disk.read_object(path.with_name("table.json"))
+        disk.write_json(path.with_name("table.json"), told | {"sha256": disk.sha256_of(path)})
+    shutil.rmtree(tmp_path / "run/checkpoints")
+
+    with pytest.raises(RunError, match=r"gate: begins as its reference: ln p of an answer is .* of itself apart"):
+        run_in_group(config, ALONE, stop=StopFlag())
 
 
 def test_a_second_copy_of_all_weights_is_not_held(place: Path, tmp_path: Path) -> None:

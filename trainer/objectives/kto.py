@@ -24,7 +24,6 @@ from data_pipeline.stream.stream import AnyBatch
 from trainer.objectives.choose import Setting
 from trainer.objectives.log_probs import answer_log_probs
 from trainer.objectives.objective import Objective, Outcome, Scorer
-from trainer.objectives.preference import share_ahead
 from trainer.objectives.preference_losses import kto_loss
 from trainer.preference_config import KtoConfig
 from trainer.reference import Reference, ReferredBatch, open_heldout_rows
@@ -40,7 +39,7 @@ def make_kto(setting: Setting) -> Kto:
     assert config.kto is not None, "the config resolves it"
     assert isinstance(source, ExampleRows), "its stage reads examples"
     rows = {True: source}
-    if (heldout := open_heldout_rows(setting)) is not None:
+    if (heldout := open_heldout_rows(setting.config)) is not None:
         rows[False] = heldout
     return Kto(
         config.kto,
@@ -150,7 +149,9 @@ class Kto(Objective):
             assert isinstance(batch, ExampleBatch), "examples are not packed"
             second = _sequence_of(batch, 1)
             with torch.no_grad():
-                found = answer_log_probs(module, second, head=self._head, device=self._ranks.device).sums
+                found = answer_log_probs(
+                    module, second, head=self._head, device=self._ranks.device, has_entropies=False
+                ).sums
             ratios = (found - self.reference.sums(module, second)).double().cpu()
             self._mismatched.append((batch, ratios))
             is_real = torch.from_numpy(batch.row_ids != NO_ROW)
@@ -283,8 +284,10 @@ def pair_accuracy(rows: Sequence[tuple[str, bool, float]]) -> dict[str, Any]:
     by_prompt: dict[str, tuple[list[float], list[float]]] = {}
     for prompt, is_desirable, ratio in rows:
         by_prompt.setdefault(prompt, ([], []))[0 if is_desirable else 1].append(ratio)
-    margins = [better - worse for good, bad in by_prompt.values() for better in good for worse in bad]
-    if not margins:
-        return {}
-    ahead = float(share_ahead(torch.tensor(margins, dtype=torch.float64)))
-    return {"pair_accuracy": ahead / len(margins), "num_pairs": len(margins)}
+    num_pairs, ahead = 0, 0.0
+    for good, bad in by_prompt.values():
+        sorted_bad = np.sort(bad)
+        below, not_above = (np.searchsorted(sorted_bad, good, side=side) for side in ("left", "right"))
+        num_pairs += len(good) * len(bad)
+        ahead += float((below + not_above).sum()) / 2  # one that is equal counts as half, as a guess would
+    return {"pair_accuracy": ahead / num_pairs, "num_pairs": num_pairs} if num_pairs else {}

@@ -1,8 +1,9 @@
 """A chosen answer above a rejected one: the objective of `stage: dpo | orpo | cpo`.
 
 Each loss is a mean over pairs. What is told of a step beside it: `margin`, by how much the chosen answer is ahead
-(times beta where there is one), and how often it is (`accuracy`); `kl`, the mean of ln pi - ln pi_ref over both
-answers, an estimate of the way from the reference; the entropy of a next id in nats; the lengths of both in ids.
+(times beta where there is one), and how often it is (`accuracy`); the entropy of a next id in nats; the lengths of both
+answers in ids. Where there is a reference: `log_ratio`, the mean of ln pi - ln pi_ref over both answers, and each one's
+`reward`, beta times that ratio. Both fall together where a model forgets how to speak while its margin grows.
 Shapes: B pairs, S = 2 B sequences, the chosen one of each first.
 """
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from trainer.ranks import Ranks
 
 SUMS = ("margin", "accuracy", "entropy", "chosen_length", "rejected_length")
+OF_REFERENCE = ("log_ratio", "chosen_reward", "rejected_reward")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Preference(Objective):
         reference: Reference | None = None,
     ) -> None:
         self.choices, self._ranks, self._head, self.reference = choices, ranks, head, reference
-        self.sum_names = SUMS if reference is None else (*SUMS, "kl")
+        self.sum_names = SUMS if reference is None else (*SUMS, *OF_REFERENCE)
 
     def prepare(self, batches: Sequence[AnyBatch], *, is_training: bool) -> list[AnyBatch]:
         if self.reference is None:
@@ -114,8 +116,15 @@ class Preference(Objective):
             "rejected_length": pairs.rejected_length.double().sum(),
         }
         if reference_S is not None:
-            sums["kl"] = (found.sums.detach() - reference_S).view(-1, 2)[is_real].double().mean(dim=1).sum()
+            ratios_B2 = (found.sums.detach() - reference_S).view(-1, 2)[is_real].double()
+            rewards = self._beta * ratios_B2.sum(dim=0)
+            told = (ratios_B2.mean(dim=1).sum(), *rewards)
+            sums |= dict(zip(OF_REFERENCE, told, strict=True))
         return Outcome(losses_B.sum(), sums)
+
+    @property
+    def _beta(self) -> float:
+        return self.choices.beta if isinstance(self.choices, DpoConfig) else 1.0
 
     def losses(self, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
         """(B,) losses, and by how much each chosen answer is ahead."""
@@ -172,14 +181,14 @@ def _cpo(pairs: Pairs, choices: CpoConfig) -> tuple[torch.Tensor, torch.Tensor]:
     margin = pairs.chosen - pairs.rejected
     match choices.loss:
         case "sigmoid":
-            loss = logistic_loss(margin, beta=choices.beta, label_smoothing=choices.label_smoothing)
+            loss = logistic_loss(margin, beta=choices.scale, label_smoothing=choices.label_smoothing)
         case "hinge":
-            loss = hinge_loss(margin, beta=choices.beta)
+            loss = hinge_loss(margin, beta=choices.scale)
         case "simpo":
             chosen, rejected = pairs.chosen_average, pairs.rejected_average
             margin = chosen - rejected
-            loss = simpo_loss(chosen, rejected, beta=choices.beta, target_margin=choices.target_margin)
-    return loss - choices.weight_of_sft * pairs.chosen_average, choices.beta * margin
+            loss = simpo_loss(chosen, rejected, beta=choices.scale, target_margin=choices.target_margin)
+    return loss - choices.weight_of_sft * pairs.chosen_average, choices.scale * margin
 
 
 class SummingScorer(Scorer):
