@@ -422,5 +422,11 @@ def test_ktos_distance_is_one_number_a_step_whatever_its_split(place: Path, tmp_
         assert np.array_equal(prepared.input_ids[own, : starts[own]], prepared.input_ids[other, : starts[own]])
         texts = [prepared.input_ids[place, starts[place] : ends[place]].tolist() for place in (own, other)]
         assert texts[0] != texts[1]
+    rows = open_source(config, build=True)
+    for number in range(rows.num_rows):  # two of each prompt stand side by side
+        one = rows.gather(np.array([number]))
+        prompt = one.input_ids[0, : one.answers[0, 0]]
+        other = objective.other_row(number, prompt, is_training=True)
+        assert not np.array_equal(other.input_ids[0, : other.answers[0, 0]], prompt)
     empty = objective.expand(open_source(config, build=True).padding(), True)
     assert empty.row_ids.tolist() == [NO_ROW] and empty.answers.tolist() == [[0, 0], [0, 0]]

@@ -51,6 +51,10 @@ def make_kto(setting: Setting) -> Kto:
     )
 
 
+# Answers to one prompt stand together in a corpus; of more than so many one may meet its own prompt again.
+MAX_ROWS_OF_A_PROMPT = 16
+
+
 class Kto(Objective):
     """Sum of the rows' losses, in float32."""
 
@@ -95,7 +99,9 @@ class Kto(Objective):
                 sequences.append(ids[:length])
                 answers.append((start, end))
                 continue
-            other = self._other_answer(row, is_training=is_training)
+            other_row = self.other_row(row, ids[:start], is_training=is_training)
+            assert other_row.answers is not None
+            other = other_row.input_ids[0, slice(*other_row.answers[0].tolist())]
             mismatched = np.concatenate([ids[:start], other])[: self._rows[is_training].seq_len]
             sequences.append(mismatched)
             answers.append((start, len(mismatched)))
@@ -112,14 +118,17 @@ class Kto(Objective):
             answers=np.array(answers, np.int64),
         )
 
-    def _other_answer(self, row: int, *, is_training: bool) -> NDArray[np.int64]:
+    def other_row(self, row: int, prompt: NDArray[np.int64], *, is_training: bool) -> ExampleBatch:
+        """A row far away; of that one and those behind it, the first that was asked something else."""
         rows = self._rows[is_training]
         step = 1 + hash_to_seed(self._seed, rows.num_rows) % max(1, rows.num_rows - 1)
         other = rows.gather(np.array([(row + step) % rows.num_rows]))
-        assert other.answers is not None
-        start, end = other.answers[0].tolist()
-        found: NDArray[np.int64] = other.input_ids[0, start:end]
-        return found
+        for further in range(1, MAX_ROWS_OF_A_PROMPT):
+            assert other.answers is not None
+            if not np.array_equal(other.input_ids[0, : other.answers[0, 0]], prompt):
+                break
+            other = rows.gather(np.array([(row + step + further) % rows.num_rows]))
+        return other
 
     def before_training(
         self,

@@ -103,7 +103,7 @@ class Preference(Objective):
         is_real = torch.from_numpy(batch.row_ids != NO_ROW).to(self._ranks.device)
         pairs = _pairs(found, reference_S, is_real)
         losses_B, margins_B = self.losses(pairs)
-        if not bool(is_real.any()):
+        if not batch.num_targets:
             # Joined to every parameter, for all ranks take part in each collective.
             return Outcome(
                 found.tokens.sum() * 0, {name: losses_B.new_zeros((), dtype=torch.float64) for name in self.sum_names}
