@@ -50,7 +50,7 @@ def lone_rank() -> Ranks:
     return Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
-def run_ranks(work: Work, *, num_ranks: int, scratch: Path, timeout_seconds: float = 60.0) -> list[int]:
+def run_ranks(work: Work, *, num_ranks: int, scratch: Path, timeout_seconds: float = 300.0) -> list[int]:
     """Run `work` on forked ranks that share a gloo group; each rank's exit code, negative for a signal.
 
     Once a rank has died, the others have a few seconds to notice; who waits on after that is killed too.
