@@ -21,6 +21,7 @@ from pathlib import Path
 
 from data_pipeline import disk
 from trainer.errors import RunError
+from trainer.programs import path_with_scripts
 
 OP_NAME = "deepspeed_shm_comm"
 BUILT_NAME = "dure-built.json"
@@ -76,7 +77,10 @@ def check_tools() -> None:
 
 def _versions() -> dict[str, str]:
     names = ("torch", "deepspeed")
-    ninja = subprocess.run(["ninja", "--version"], capture_output=True, text=True)
+    # The one that ranks will find, whoever asks: a person's shell may have another.
+    ninja = subprocess.run(
+        ["ninja", "--version"], capture_output=True, text=True, env={**os.environ, "PATH": path_with_scripts()}
+    )
     found = {name: importlib.metadata.version(name) for name in names}
     return {"python": sys.version.split()[0], "ninja": ninja.stdout.strip(), **found}
 
@@ -128,7 +132,7 @@ def _build(root: Path) -> str | None:
     """The path of the compiled library; None where a held stop signal ended the build."""
     process = subprocess.Popen(
         [sys.executable, "-c", _BUILD],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},
+        env={**os.environ, "PATH": path_with_scripts(), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -11,7 +11,11 @@ def add_scripts_to_path() -> None:
 
     torch looks for ninja at each start of ranks on a CPU, also where the op is compiled already.
     """
+    os.environ["PATH"] = path_with_scripts()
+
+
+def path_with_scripts() -> str:
+    """PATH with this environment's own programs first: so every start finds one ninja, for another version compiles all
+    ops anew."""
     scripts, folders = sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath).split(os.pathsep)
-    if folders[0] != scripts:
-        # First, so that every start finds the same ninja: another version compiles all ops anew.
-        os.environ["PATH"] = os.pathsep.join([scripts, *folders])
+    return os.pathsep.join(folders if folders[0] == scripts else [scripts, *folders])

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -81,6 +82,17 @@ def test_what_is_built_is_not_built_again() -> None:
     # A build announces itself, and writes its stamp anew.
     assert (done.stdout, done.stderr) == ("pending []\n", "")
     assert stamp.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("has_scripts", [False, True])
+def test_every_start_asks_the_ninja_that_ranks_find(monkeypatch: pytest.MonkeyPatch, has_scripts: bool) -> None:
+    """Started from a shell with another ninja, or with none, the op is the same one, and is not compiled anew."""
+    scripts = sysconfig.get_path("scripts")
+    monkeypatch.setenv("PATH", os.pathsep.join([scripts] * has_scripts + ["/usr/bin", "/bin"]))
+
+    own = subprocess.run([f"{scripts}/ninja", "--version"], capture_output=True, text=True, check=True)
+
+    assert ops._versions()["ninja"] == own.stdout.strip()
 
 
 @pytest.mark.stages
