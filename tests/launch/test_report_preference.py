@@ -27,6 +27,7 @@ def dpo_run(folder: Path, *, name: str = "dpo", **sections: Any) -> Path:
         evaluation_line(step, **pair_figures(step), chosen_length=12.5, rejected_length=9.25) for step in (0, 50, 100)
     ]
     evaluations = [{key: value for key, value in line.items() if key != "bits_per_byte"} for line in told]
+    sections = {"model": {"from": "base"}} | sections
     run = make_run(folder, name=name, steps=lines, evaluations=evaluations, stage="dpo", **sections)
     (run / "template.yaml").write_text(TEMPLATE, encoding="utf-8")
     return run
@@ -77,7 +78,13 @@ def test_pairs_have_a_part_of_their_own_from_the_run_alone(tmp_path: Path) -> No
 def test_curves_of_pairs_tell_accuracy_margin_and_what_they_cost(tmp_path: Path) -> None:
     page = report(tmp_path, dpo_run(tmp_path))
 
-    for title in ("손실 Loss", "쌍 정확도 Pair accuracy", "마진 Margin", "기준과의 거리 KL", "엔트로피 Entropy"):
+    for title in (
+        "손실 Loss",
+        "쌍 정확도 Pair accuracy",
+        "마진 Margin",
+        "기준 대비 로그 비 Log ratio",
+        "엔트로피 Entropy",
+    ):
         assert title in page.text
     assert "nats/pair" in page.text
     assert len(page.of("svg")) == 9
